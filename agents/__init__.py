@@ -1,0 +1,1 @@
+"""Agents: which compositions to ask for and which candidates to compute."""

@@ -1,0 +1,131 @@
+"""The three protocols that plug-ins implement, and the view that agents see.
+
+A plug-in is a class found by entry point (``discovery.generators``, ``discovery.oracles``, ``discovery.agents``). It has a
+nested pydantic model ``Config`` (unknown keys forbidden, every field described) and is constructed as ``cls(config)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from discovery.crystal import Crystal
+from discovery.hull import Hull
+from discovery.types import (
+    Budget,
+    Candidate,
+    Checkpoint,
+    EnergyScale,
+    Evaluation,
+    LabelledCrystal,
+    Sample,
+    Target,
+)
+
+
+class PluginConfig(BaseModel):
+    """Base of every plug-in's configuration: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class CampaignView:
+    """Frozen view of a campaign, given to agents.
+
+    Parameters
+    ----------
+    seed
+        Seed for this decision; the only source of randomness an agent may use.
+    round
+        Current round, counted from 0.
+    elements
+        Elements of the chemical space.
+    max_atoms
+        Largest cell that may be asked for.
+    samples_per_target
+        How many samples a target should ask for.
+    screening_hull, reference_hull
+        Hulls of the two energy scales.
+    candidates
+        All candidates so far, of all rounds, in a fixed order.
+    budget
+        What is left to spend.
+    """
+
+    seed: int
+    round: int
+    elements: tuple[str, ...]
+    max_atoms: int
+    samples_per_target: int
+    screening_hull: Hull
+    reference_hull: Hull
+    candidates: tuple[Candidate, ...]
+    budget: Budget
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Samples crystals for targets and learns from what turned out stable."""
+
+    Config: ClassVar[type[PluginConfig]]
+
+    def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
+        """Return ``sum(t.n_samples)`` samples ordered by target; exact compositions are guaranteed, failures in place."""
+        ...
+
+    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:
+        """Train on `crystals`, write the new weights into `folder` and use them from now on; None if it cannot learn."""
+        ...
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Use the weights of `checkpoint` from now on."""
+        ...
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The weights in use; None for generators without weights."""
+        ...
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """Answers with energies of one scale."""
+
+    Config: ClassVar[type[PluginConfig]]
+
+    @property
+    def energy_scale(self) -> EnergyScale:
+        """What makes this oracle's energies comparable."""
+        ...
+
+    def evaluate(self, crystals: Sequence[Crystal], *, folder: Path | None = None) -> list[Evaluation]:
+        """Return one evaluation per crystal, in order; a bad crystal gives a failure in its place, never an exception.
+
+        `folder` is where an external program keeps its files; oracles without files ignore it.
+        """
+        ...
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Decides which compositions to ask for and which candidates to compute."""
+
+    Config: ClassVar[type[PluginConfig]]
+
+    def propose(self, view: CampaignView, n: int) -> list[Target]:
+        """Return at most `n` targets, each with its reason."""
+        ...
+
+    def select(
+        self, view: CampaignView, screened: Sequence[Candidate], budget: Budget
+    ) -> list[tuple[Candidate, str]]:
+        """Return the candidates worth a reference calculation, best first, each with its reason.
+
+        At most ``budget.left("reference_calls")`` are taken.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Oracles: energies of crystals, from model potentials to DFT."""
