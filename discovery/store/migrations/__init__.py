@@ -1,0 +1,1 @@
+"""Alembic migrations of the store; applied when a run folder is created or resumed."""

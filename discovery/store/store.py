@@ -1,0 +1,839 @@
+"""The store: the only place that reads and writes a campaign's database.
+
+Every arrow of the state machine is one transaction that holds the new state, its cause and its cost. Writing the same
+step again changes nothing, so that a driver may repeat whatever it was doing when it was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from discovery.crystal import Crystal
+from discovery.errors import RunError
+from discovery.hull import Hull, Phase
+from discovery.store import schema
+from discovery.store.machine import IN_FLIGHT, check_transition
+from discovery.store.tables import (
+    CampaignRow,
+    CandidateRow,
+    CheckpointRow,
+    EnergyScaleRow,
+    EvaluationRow,
+    HullVersionRow,
+    LedgerRow,
+    PhaseRow,
+    ReferenceRow,
+    SessionRow,
+    StepRow,
+    TargetRow,
+    TransitionRow,
+)
+from discovery.types import (
+    Budget,
+    Candidate,
+    Checkpoint,
+    EnergyScale,
+    Evaluation,
+    Failure,
+    FailureKind,
+    Sample,
+    Stability,
+    State,
+    Target,
+    Verdict,
+)
+
+ROLES = ("screening", "reference")
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """A stored target with its id, its round and the seed its samples are drawn with."""
+
+    id: str
+    round: int
+    seed: int
+    target: Target
+
+
+@dataclass(frozen=True)
+class ReferenceRecord:
+    """A stored reference phase before evaluation."""
+
+    id: str
+    crystal: Crystal
+    source: str
+    properties: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A stored checkpoint; ``round`` is None for the weights the campaign began with."""
+
+    id: str
+    round: int | None
+    checkpoint: Checkpoint
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the generator uses these weights, rather than having kept their parent."""
+        return self.checkpoint.metrics.get("accepted", 1.0) > 0
+
+
+@dataclass(frozen=True)
+class CampaignRecord:
+    """What is known of the campaign as a whole."""
+
+    name: str
+    seed: int
+    config: Mapping[str, Any]
+    config_hash: str
+    state: str
+    message: str
+    created: float
+    seconds: float
+    """Wall time of all drivers together."""
+
+
+@dataclass(frozen=True)
+class HullVersion:
+    """One version of a hull: what came in, and the ids of what is stable since."""
+
+    energy_scale_id: str
+    version: int
+    round: int | None
+    added: tuple[str, ...]
+    stable: tuple[str, ...]
+
+
+class Store:
+    """A campaign's database.
+
+    Parameters
+    ----------
+    engine
+        SQLAlchemy engine of a database with the current schema; see :meth:`create`, :meth:`open` and :meth:`read`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._session_id: int | None = None
+
+    # Opening -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, url: str, *, name: str, seed: int, config: Mapping[str, Any], config_hash: str) -> Store:
+        """Create the tables and the campaign.
+
+        Parameters
+        ----------
+        url
+            SQLAlchemy URL; :func:`sqlite_url` gives the one of a run folder.
+        name, seed, config, config_hash
+            What the campaign is; ``config`` is the JSON form of its configuration.
+        """
+        store = cls._writable(url)
+        with store._transaction() as session:
+            if session.get(CampaignRow, 1) is None:
+                session.add(
+                    CampaignRow(
+                        id=1,
+                        name=name,
+                        seed=seed,
+                        config=dict(config),
+                        config_hash=config_hash,
+                        state="created",
+                        message="",
+                        created=time.time(),
+                    )
+                )
+        return store
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open an existing database for writing; an older schema is upgraded."""
+        path = make_url(url).database
+        if make_url(url).get_backend_name() == "sqlite" and not Path(path or "").is_file():
+            raise RunError(f"{path} does not exist: this is not a run folder; start one with `discovery launch`")
+        return cls._writable(url)
+
+    @classmethod
+    def read(cls, path: Path) -> Store:
+        """Open a run folder's SQLite database for reading only; safe beside a running driver."""
+        if not path.is_file():
+            raise RunError(f"{path} does not exist: this is not a run folder; start one with `discovery launch`")
+        engine = create_engine(f"sqlite:///file:{path.resolve()}?mode=ro&uri=true")
+        try:
+            schema.require_current(engine)
+        except DatabaseError as error:
+            raise RunError(f"{path} cannot be read: {error.orig}") from error
+        return cls(engine)
+
+    @classmethod
+    def _writable(cls, url: str) -> Store:
+        engine = create_engine(url)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _configure_sqlite)
+            event.listen(engine, "begin", _begin)
+        try:
+            schema.upgrade(engine)
+        except DatabaseError as error:
+            raise RunError(f"{make_url(url).database} cannot be opened for writing: {error.orig}") from error
+        return cls(engine)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        """One transaction; renews the driver's heartbeat."""
+        try:
+            with Session(self.engine) as session, session.begin():
+                if self._session_id is not None:
+                    session.get_one(SessionRow, self._session_id).heartbeat = time.time()
+                yield session
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise RunError(
+                f"{self.engine.url.database} cannot be written: {cause}; free disk space or make the run folder "
+                "writable, then continue with `discovery resume`"
+            ) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        try:
+            with Session(self.engine) as session:
+                yield session
+        except SQLAlchemyError as error:
+            raise RunError(f"{self.engine.url.database} cannot be read: {getattr(error, 'orig', error)}") from error
+
+    # Campaign, sessions and steps ----------------------------------------------------------------------------------
+
+    def campaign(self) -> CampaignRecord:
+        """Return what is known of the campaign as a whole."""
+        with self._reading() as session:
+            row = session.get(CampaignRow, 1)
+            if row is None:
+                raise RunError(f"{self.engine.url.database} holds no campaign; remove the run folder and launch again")
+            seconds = session.scalar(select(func.sum(SessionRow.heartbeat - SessionRow.started))) or 0.0
+            return CampaignRecord(
+                row.name, row.seed, row.config, row.config_hash, row.state, row.message, row.created, float(seconds)
+            )
+
+    def start_session(self) -> None:
+        """Record that a driver has begun; the campaign is running from now on."""
+        with self._transaction() as session:
+            now = time.time()
+            row = SessionRow(pid=os.getpid(), host=socket.gethostname(), started=now, heartbeat=now)
+            session.add(row)
+            session.get_one(CampaignRow, 1).state = "running"
+            session.flush()
+            session_id = row.id
+        self._session_id = session_id
+
+    def heartbeat(self) -> None:
+        """Record that the driver is alive, and with it the wall time it has used."""
+        with self._transaction():
+            pass
+
+    def set_state(self, state: str, message: str = "") -> None:
+        """Set the campaign's state: running, interrupted, finished or failed."""
+        with self._transaction() as session:
+            row = session.get_one(CampaignRow, 1)
+            row.state, row.message = state, message
+
+    def finish_step(self, round: int, step: str, seconds: float = 0.0) -> None:
+        """Record that a step of the loop is done."""
+        with self._transaction() as session:
+            self._finish_step(session, round, step, seconds)
+
+    def _finish_step(self, session: Session, round: int, step: str, seconds: float) -> None:
+        if session.get(StepRow, (round, step)) is None:
+            session.add(StepRow(round=round, step=step, seconds=seconds, time=time.time()))
+
+    def steps(self) -> dict[tuple[int, str], float]:
+        """Return (round, step) → wall seconds of all finished steps."""
+        with self._reading() as session:
+            rows = session.scalars(select(StepRow).order_by(StepRow.time))
+            return {(row.round, row.step): row.seconds for row in rows}
+
+    # Energy scales and reference phases ----------------------------------------------------------------------------
+
+    def set_energy_scale(self, role: str, scale: EnergyScale) -> None:
+        """Record a role's energy scale; it never changes within a campaign.
+
+        Raises
+        ------
+        RunError
+            If the role had another energy scale before, for example because a package was updated.
+        """
+        with self._transaction() as session:
+            row = session.get(EnergyScaleRow, role)
+            if row is None:
+                session.add(EnergyScaleRow(role=role, id=scale.id, **asdict(scale)))
+            elif row.id != scale.id:
+                raise RunError(
+                    f"the {role} oracle now has energy scale {scale.id} ({scale!r}), but this campaign began with "
+                    f"{row.id} ({_scale(row)!r}); restore the former versions and settings, or launch a new campaign"
+                )
+
+    def energy_scales(self) -> dict[str, EnergyScale]:
+        """Return role → energy scale."""
+        with self._reading() as session:
+            return {row.role: _scale(row) for row in session.scalars(select(EnergyScaleRow))}
+
+    def add_references(self, references: Sequence[ReferenceRecord]) -> None:
+        """Store the reference phases of the campaign, once and for all."""
+        with self._transaction() as session:
+            if session.scalar(select(func.count()).select_from(ReferenceRow)):
+                return
+            session.add_all(
+                ReferenceRow(
+                    id=reference.id,
+                    position=position,
+                    formula=reference.crystal.formula,
+                    source=reference.source,
+                    crystal=reference.crystal.to_dict(),
+                    properties=dict(reference.properties),
+                )
+                for position, reference in enumerate(references)
+            )
+
+    def references(self) -> list[ReferenceRecord]:
+        """Return the reference phases in the order given."""
+        with self._reading() as session:
+            return [
+                ReferenceRecord(row.id, Crystal.from_dict(row.crystal), row.source, row.properties)
+                for row in session.scalars(select(ReferenceRow).order_by(ReferenceRow.position))
+            ]
+
+    def add_reference_evaluation(self, reference_id: str, role: str, evaluation: Evaluation) -> None:
+        """Store an oracle's answer for a reference phase."""
+        with self._transaction() as session:
+            self._add_evaluation(session, reference_id, role, evaluation)
+
+    def evaluations(self, role: str) -> dict[str, Evaluation]:
+        """Return candidate or reference phase id → evaluation of `role`."""
+        with self._reading() as session:
+            scales = {row.id: _scale(row) for row in session.scalars(select(EnergyScaleRow))}
+            rows = session.scalars(
+                select(EvaluationRow).where(EvaluationRow.role == role).order_by(EvaluationRow.subject_id)
+            )
+            return {row.subject_id: _evaluation(row, scales) for row in rows}
+
+    # Hulls ---------------------------------------------------------------------------------------------------------
+
+    def add_phases(self, hull: Hull, added: Sequence[Phase], round: int | None) -> None:
+        """Store the version of `hull` that came about by adding `added`."""
+        with self._transaction() as session:
+            self._add_phases(session, hull, added, round)
+
+    def _add_phases(self, session: Session, hull: Hull, added: Sequence[Phase], round: int | None) -> None:
+        if session.get(HullVersionRow, (hull.energy_scale.id, hull.version)) is not None:
+            return
+        session.add(
+            HullVersionRow(
+                energy_scale_id=hull.energy_scale.id,
+                version=hull.version,
+                round=round,
+                added=[phase.id for phase in added],
+                stable=[phase.id for phase in hull.stable_phases],
+                time=time.time(),
+            )
+        )
+        first = len(hull.phases) - len(added)
+        session.add_all(
+            PhaseRow(
+                energy_scale_id=hull.energy_scale.id,
+                id=phase.id,
+                position=first + index,
+                formula=phase.formula,
+                composition=dict(phase.composition),
+                energy=phase.energy,
+                crystal=phase.crystal.to_dict() if phase.crystal is not None else None,
+                origin=phase.origin,
+                hull_version=hull.version,
+            )
+            for index, phase in enumerate(added)
+        )
+
+    def hull(self, role: str, version: int | None = None) -> Hull:
+        """Return the newest hull of a role's energy scale, or an earlier `version` of it."""
+        with self._reading() as session:
+            row = session.get(EnergyScaleRow, role)
+            if row is None:
+                raise RunError(f"the campaign has not yet reached its {role} oracle; wait, or `discovery resume`")
+            scale = _scale(row)
+            if version is None:
+                newest = select(func.max(HullVersionRow.version)).where(HullVersionRow.energy_scale_id == scale.id)
+                version = session.scalar(newest) or 0
+            rows = session.scalars(
+                select(PhaseRow)
+                .where(PhaseRow.energy_scale_id == scale.id, PhaseRow.hull_version <= version)
+                .order_by(PhaseRow.position)
+            )
+            return Hull(scale, tuple(_phase(row, scale) for row in rows), version)
+
+    def hull_versions(self, role: str) -> list[HullVersion]:
+        """Return all versions of a role's hull, oldest first."""
+        with self._reading() as session:
+            rows = session.scalars(
+                select(HullVersionRow)
+                .join(EnergyScaleRow, EnergyScaleRow.id == HullVersionRow.energy_scale_id)
+                .where(EnergyScaleRow.role == role)
+                .order_by(HullVersionRow.version)
+            )
+            return [
+                HullVersion(row.energy_scale_id, row.version, row.round, tuple(row.added), tuple(row.stable))
+                for row in rows
+            ]
+
+    # Targets and candidates ----------------------------------------------------------------------------------------
+
+    def add_targets(self, targets: Sequence[TargetRecord], round: int, seconds: float = 0.0) -> None:
+        """Store what the agent proposed for a round; an empty proposal is stored as well."""
+        with self._transaction() as session:
+            if session.get(StepRow, (round, "proposed")) is not None:
+                return
+            self._finish_step(session, round, "proposed", seconds)
+            session.add_all(
+                TargetRow(
+                    id=record.id,
+                    round=round,
+                    position=position,
+                    seed=record.seed,
+                    label=record.target.label,
+                    reason=record.target.reason,
+                    request=record.target.to_dict(),
+                )
+                for position, record in enumerate(targets)
+            )
+
+    def targets(self, round: int | None = None) -> list[TargetRecord]:
+        """Return the targets of a round, or of all rounds, in order."""
+        with self._reading() as session:
+            query = select(TargetRow).order_by(TargetRow.round, TargetRow.position)
+            if round is not None:
+                query = query.where(TargetRow.round == round)
+            return [
+                TargetRecord(row.id, row.round, row.seed, Target.from_dict(row.request))
+                for row in session.scalars(query)
+            ]
+
+    def add_samples(self, record: TargetRecord, samples: Sequence[Sample], checkpoint: str | None) -> None:
+        """Store a target's samples as candidates; a sample without a crystal is rejected at once."""
+        with self._transaction() as session:
+            for index, sample in enumerate(samples):
+                candidate_id = f"{record.id}-s{index:02d}"
+                if session.get(CandidateRow, candidate_id) is not None:
+                    continue
+                crystal = sample.crystal
+                session.add(
+                    CandidateRow(
+                        id=candidate_id,
+                        round=record.round,
+                        target_id=record.id,
+                        sample=index,
+                        checkpoint=checkpoint,
+                        formula=crystal.formula if crystal is not None else None,
+                        n_atoms=len(crystal) if crystal is not None else 0,
+                        crystal=crystal.to_dict() if crystal is not None else None,
+                        state=State.SAMPLED,
+                    )
+                )
+                session.add(_transition(candidate_id, None, State.SAMPLED, record.target.label, sample.seconds))
+                if crystal is None:
+                    reason = sample.failure.message if sample.failure is not None else "no crystal"
+                    self._move(session, candidate_id, State.REJECTED, f"generator: {reason}")
+
+    def sampled_targets(self) -> set[str]:
+        """Return the ids of the targets whose samples are stored."""
+        with self._reading() as session:
+            return set(session.scalars(select(CandidateRow.target_id).distinct()))
+
+    def admit(self, candidate_id: str) -> None:
+        """Take SAMPLED → ADMITTED."""
+        with self._transaction() as session:
+            self._move(session, candidate_id, State.ADMITTED, "valid and new")
+
+    def reject(self, candidate_id: str, cause: str) -> None:
+        """Take SAMPLED → REJECTED."""
+        with self._transaction() as session:
+            self._move(session, candidate_id, State.REJECTED, cause)
+
+    def screen(
+        self,
+        candidate_id: str,
+        evaluation: Evaluation,
+        *,
+        formation_energy_per_atom: float | None,
+        decomposition_energy: float | None,
+        hull_version: int,
+    ) -> None:
+        """Take ADMITTED → SCREENED, or FAILED if the evaluation failed; energies in eV/atom on the screening hull."""
+        with self._transaction() as session:
+            failure = evaluation.failure
+            state = State.SCREENED if failure is None else State.FAILED
+            cause = "relaxed" if failure is None else _failure_text("screening", failure)
+            if not self._move(session, candidate_id, state, cause, _core_seconds(evaluation)):
+                return
+            self._add_evaluation(session, candidate_id, "screening", evaluation)
+            row = session.get_one(CandidateRow, candidate_id)
+            row.screening_formation_energy_per_atom = formation_energy_per_atom
+            row.screening_decomposition_energy = decomposition_energy
+            row.screening_hull_version = hull_version
+
+    def pass_over(self, candidate_id: str, cause: str) -> None:
+        """Take ADMITTED, SCREENED or SELECTED → PASSED_OVER; a reservation is released."""
+        with self._transaction() as session:
+            self._move(session, candidate_id, State.PASSED_OVER, cause)
+            for row in self._reservations(session, candidate_id):
+                session.delete(row)
+
+    def select(self, candidate_id: str, cause: str, reserve: Mapping[str, float]) -> None:
+        """Take SCREENED → SELECTED; `reserve` (kind → amount) is taken from the budget until the result is in."""
+        with self._transaction() as session:
+            if self._move(session, candidate_id, State.SELECTED, cause):
+                for kind, amount in reserve.items():
+                    session.add(_ledger(candidate_id, "reference", kind, amount, spent=False))
+
+    def compute(self, candidate_id: str, evaluation: Evaluation) -> None:
+        """Take SELECTED → COMPUTED, or FAILED if the evaluation failed; the reservation becomes what was spent."""
+        with self._transaction() as session:
+            failure = evaluation.failure
+            state = State.COMPUTED if failure is None else State.FAILED
+            cause = "computed" if failure is None else _failure_text("reference", failure)
+            if not self._move(session, candidate_id, state, cause, _core_seconds(evaluation)):
+                return
+            for row in self._reservations(session, candidate_id):
+                session.delete(row)
+            session.flush()
+            self._add_evaluation(session, candidate_id, "reference", evaluation)
+            session.add(_ledger(candidate_id, "reference", "reference_calls", 1.0))
+
+    def judge(self, candidate_id: str, verdict: Verdict, grown: Sequence[tuple[Hull, Phase]], round: int) -> None:
+        """Take COMPUTED → JUDGED; `grown` holds the hulls that came about and the phase added to each."""
+        with self._transaction() as session:
+            cause = (
+                f"{verdict.stability}: {verdict.e_above_hull:.4f} eV/atom above hull version {verdict.hull_version} "
+                f"of {verdict.energy_scale}"
+            )
+            if not self._move(session, candidate_id, State.JUDGED, cause):
+                return
+            row = session.get_one(CandidateRow, candidate_id)
+            row.stability = verdict.stability
+            row.e_above_hull = verdict.e_above_hull
+            row.decomposition_energy = verdict.decomposition_energy
+            row.formation_energy_per_atom = verdict.formation_energy_per_atom
+            row.decomposition = dict(verdict.decomposition)
+            row.threshold = verdict.threshold
+            row.metastable_threshold = verdict.metastable_threshold
+            row.energy_scale_id = verdict.energy_scale
+            row.hull_version = verdict.hull_version
+            for hull, phase in grown:
+                self._add_phases(session, hull, [phase], round)
+
+    def candidates(self, states: Collection[State] | None = None) -> list[Candidate]:
+        """Return the candidates that have a crystal, sorted by id, of all states or only of `states`."""
+        with self._reading() as session:
+            scales = {row.id: _scale(row) for row in session.scalars(select(EnergyScaleRow))}
+            targets = {row.id: Target.from_dict(row.request) for row in session.scalars(select(TargetRow))}
+            query = select(CandidateRow).where(CandidateRow.n_atoms > 0).order_by(CandidateRow.id)
+            if states is not None:
+                query = query.where(CandidateRow.state.in_(states))
+            rows = session.scalars(query).all()
+            evaluations = {
+                (row.subject_id, row.role): _evaluation(row, scales)
+                for row in session.scalars(
+                    select(EvaluationRow).join(CandidateRow, CandidateRow.id == EvaluationRow.subject_id)
+                )
+            }
+            return [
+                Candidate(
+                    id=row.id,
+                    round=row.round,
+                    target=targets[row.target_id],
+                    crystal=Crystal.from_dict(row.crystal or {}),
+                    state=State(row.state),
+                    screening=evaluations.get((row.id, "screening")),
+                    screening_formation_energy_per_atom=row.screening_formation_energy_per_atom,
+                    screening_decomposition_energy=row.screening_decomposition_energy,
+                    reference=evaluations.get((row.id, "reference")),
+                    verdict=_verdict(row),
+                )
+                for row in rows
+            ]
+
+    def transitions(self, candidate_id: str | None = None) -> list[tuple[str, State | None, State, str]]:
+        """Return (candidate, from, to, cause) in the order written, of one candidate or of all."""
+        with self._reading() as session:
+            query = select(TransitionRow).order_by(TransitionRow.id)
+            if candidate_id is not None:
+                query = query.where(TransitionRow.candidate_id == candidate_id)
+            return [
+                (row.candidate_id, State(row.from_state) if row.from_state else None, State(row.to_state), row.cause)
+                for row in session.scalars(query)
+            ]
+
+    def funnel(self) -> dict[str, int]:
+        """Count the candidates that ever reached each state, and those in flight.
+
+        Always ``sampled == rejected + failed + passed_over + judged + in_flight``.
+        """
+        with self._reading() as session:
+            reached = session.execute(
+                select(TransitionRow.to_state, func.count()).group_by(TransitionRow.to_state)
+            ).tuples()
+            counts = {str(state): 0 for state in State} | dict(reached)
+            counts["in_flight"] = session.scalar(select(func.count()).where(CandidateRow.state.in_(IN_FLIGHT))) or 0
+            return counts
+
+    def losses(self) -> dict[State, Counter[str]]:
+        """Return, for each state in which a candidate is lost, cause → count; ids are left out."""
+        with self._reading() as session:
+            lost: dict[State, Counter[str]] = {}
+            for state in (State.REJECTED, State.FAILED, State.PASSED_OVER):
+                causes = session.scalars(select(TransitionRow.cause).where(TransitionRow.to_state == state))
+                lost[state] = Counter(cause.split(":")[0].split(" of ")[0] for cause in causes)
+            return lost
+
+    def failures(self) -> dict[str, int]:
+        """Return failure kind → count of evaluations, of candidates and reference phases."""
+        with self._reading() as session:
+            query = (
+                select(EvaluationRow.failure_kind, func.count())
+                .where(EvaluationRow.failure_kind.is_not(None))
+                .group_by(EvaluationRow.failure_kind)
+                .order_by(EvaluationRow.failure_kind)
+            )
+            return {str(kind): count for kind, count in session.execute(query).all()}
+
+    def _move(self, session: Session, candidate_id: str, state: State, cause: str, core_seconds: float = 0.0) -> bool:
+        """Take one arrow; False if it was taken before."""
+        row = session.get_one(CandidateRow, candidate_id)
+        before = session.scalar(
+            select(TransitionRow.id).where(TransitionRow.candidate_id == candidate_id, TransitionRow.to_state == state)
+        )
+        if before is not None:
+            return False
+        check_transition(candidate_id, State(row.state), state)
+        session.add(_transition(candidate_id, State(row.state), state, cause, core_seconds))
+        row.state = state
+        return True
+
+    def _add_evaluation(self, session: Session, subject_id: str, role: str, evaluation: Evaluation) -> None:
+        if session.get(EvaluationRow, (subject_id, role)) is not None:
+            return
+        data = evaluation.to_dict()
+        failure = evaluation.failure
+        session.add(
+            EvaluationRow(
+                subject_id=subject_id,
+                role=role,
+                energy_scale_id=evaluation.energy_scale.id,
+                energy=evaluation.energy,
+                converged=evaluation.converged,
+                corrections=data["corrections"],
+                failure_kind=failure.kind if failure is not None else None,
+                failure_message=failure.message if failure is not None else None,
+                failure_folder=failure.folder if failure is not None else None,
+                seconds=evaluation.seconds,
+                cores=evaluation.cores,
+                crystal=data["crystal"],
+                forces=data["forces"],
+                stress=data["stress"],
+                details=data["details"],
+                time=time.time(),
+            )
+        )
+        session.add(_ledger(subject_id, role, "core_hours", evaluation.core_hours))
+
+    # Checkpoints ---------------------------------------------------------------------------------------------------
+
+    def add_initial_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Store the weights that the campaign begins with."""
+        with self._transaction() as session:
+            if session.get(CheckpointRow, "initial") is None:
+                session.add(_checkpoint_row("initial", None, checkpoint))
+
+    def learn(self, round: int, checkpoint: Checkpoint | None, learned: Sequence[str], seconds: float) -> None:
+        """Finish a round's learning: store the checkpoint, and take JUDGED → LEARNED for what it was trained on."""
+        with self._transaction() as session:
+            if session.get(StepRow, (round, "learned")) is not None:
+                return
+            self._finish_step(session, round, "learned", seconds)
+            if checkpoint is None:
+                return
+            session.add(_checkpoint_row(f"r{round:02d}", round, checkpoint))
+            for candidate_id in learned:
+                self._move(session, candidate_id, State.LEARNED, f"trained into checkpoint {checkpoint.sha256[:12]}")
+
+    def checkpoints(self) -> list[CheckpointRecord]:
+        """Return all checkpoints, oldest first."""
+        with self._reading() as session:
+            return [
+                CheckpointRecord(
+                    row.id,
+                    row.round,
+                    Checkpoint(row.path, row.sha256, row.parent, tuple(row.trained_on), row.metrics),
+                )
+                for row in session.scalars(select(CheckpointRow).order_by(CheckpointRow.time))
+            ]
+
+    # Budget --------------------------------------------------------------------------------------------------------
+
+    def budget(self, limit: Mapping[str, float]) -> Budget:
+        """Return what may be spent, what is spent and what work in flight reserves."""
+        sums: dict[bool, dict[str, float]] = {True: {"reference_calls": 0.0, "core_hours": 0.0}, False: {}}
+        with self._reading() as session:
+            query = select(LedgerRow.spent, LedgerRow.kind, func.sum(LedgerRow.amount))
+            for spent, kind, amount in session.execute(query.group_by(LedgerRow.spent, LedgerRow.kind)):
+                sums[spent][kind] = float(amount)
+            seconds = session.scalar(select(func.sum(SessionRow.heartbeat - SessionRow.started))) or 0.0
+        return Budget(limit=dict(limit), spent=sums[True] | {"wall_hours": seconds / 3600.0}, reserved=sums[False])
+
+    def costs(self) -> dict[str, tuple[int, float, float]]:
+        """Return role → (evaluations, their wall seconds, their core-hours), of candidates and reference phases."""
+        with self._reading() as session:
+            query = select(
+                EvaluationRow.role,
+                func.count(),
+                func.sum(EvaluationRow.seconds),
+                func.sum(EvaluationRow.seconds * EvaluationRow.cores) / 3600.0,
+            ).group_by(EvaluationRow.role)
+            return {
+                role: (count, float(seconds), float(hours))
+                for role, count, seconds, hours in session.execute(query).all()
+            }
+
+    def _reservations(self, session: Session, subject_id: str) -> Sequence[LedgerRow]:
+        return session.scalars(
+            select(LedgerRow).where(LedgerRow.subject_id == subject_id, LedgerRow.spent.is_(False))
+        ).all()
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the SQLAlchemy URL of a SQLite file."""
+    return f"sqlite:///{path.resolve()}"
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    """Set write-ahead logging, so that readers never wait for the driver nor the driver for them.
+
+    ``synchronous=NORMAL`` cannot corrupt the database. A power cut may lose its newest transactions; their results lie
+    in files that were flushed to the disk before, and are imported again.
+    """
+    connection.isolation_level = None  # the driver's own BEGIN would leave table definitions outside transactions
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _transition(
+    candidate_id: str, before: State | None, after: State, cause: str, core_seconds: float
+) -> TransitionRow:
+    return TransitionRow(
+        candidate_id=candidate_id,
+        from_state=before,
+        to_state=after,
+        cause=cause,
+        core_seconds=core_seconds,
+        time=time.time(),
+    )
+
+
+def _ledger(subject_id: str, role: str, kind: str, amount: float, *, spent: bool = True) -> LedgerRow:
+    return LedgerRow(subject_id=subject_id, role=role, kind=kind, amount=amount, spent=spent, time=time.time())
+
+
+def _checkpoint_row(id: str, round: int | None, checkpoint: Checkpoint) -> CheckpointRow:
+    return CheckpointRow(
+        id=id,
+        round=round,
+        sha256=checkpoint.sha256,
+        parent=checkpoint.parent,
+        path=checkpoint.path,
+        trained_on=list(checkpoint.trained_on),
+        metrics=dict(checkpoint.metrics),
+        time=time.time(),
+    )
+
+
+def _core_seconds(evaluation: Evaluation) -> float:
+    return evaluation.seconds * evaluation.cores
+
+
+def _failure_text(role: str, failure: Failure) -> str:
+    return f"{role} {failure.kind}: {failure.message}"
+
+
+def _scale(row: EnergyScaleRow) -> EnergyScale:
+    return EnergyScale(row.code, row.version, row.functional, row.potentials, row.settings, row.corrections)
+
+
+def _phase(row: PhaseRow, scale: EnergyScale) -> Phase:
+    return Phase(
+        id=row.id,
+        composition=row.composition,
+        energy=row.energy,
+        energy_scale=scale,
+        crystal=Crystal.from_dict(row.crystal) if row.crystal is not None else None,
+        origin="discovered" if row.origin == "discovered" else "reference",
+    )
+
+
+def _evaluation(row: EvaluationRow, scales: Mapping[str, EnergyScale]) -> Evaluation:
+    failure = None
+    if row.failure_kind is not None:
+        failure = Failure(FailureKind(row.failure_kind), row.failure_message or "", row.failure_folder)
+    return Evaluation.from_dict(
+        {
+            "format": "discovery.evaluation/1",
+            "energy_scale": asdict(scales[row.energy_scale_id]),
+            "crystal": row.crystal,
+            "energy": row.energy,
+            "forces": row.forces,
+            "stress": row.stress,
+            "converged": row.converged,
+            "corrections": row.corrections,
+            "seconds": row.seconds,
+            "cores": row.cores,
+            "details": row.details,
+            "failure": asdict(failure) if failure is not None else None,
+        }
+    )
+
+
+def _verdict(row: CandidateRow) -> Verdict | None:
+    if row.stability is None:
+        return None
+    return Verdict(
+        stability=Stability(row.stability),
+        e_above_hull=row.e_above_hull or 0.0,
+        decomposition_energy=row.decomposition_energy or 0.0,
+        formation_energy_per_atom=row.formation_energy_per_atom or 0.0,
+        decomposition=row.decomposition or {},
+        threshold=row.threshold or 0.0,
+        metastable_threshold=row.metastable_threshold or 0.0,
+        energy_scale=row.energy_scale_id or "",
+        hull_version=row.hull_version or 0,
+    )
