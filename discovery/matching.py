@@ -8,7 +8,6 @@ import moyopy
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
-from pymatgen.symmetry.groups import sg_symbol_from_int_number
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
@@ -96,4 +95,4 @@ def spacegroup(crystal: Crystal, symprec: float = 0.1) -> tuple[int, str]:
         raise InvalidInputError(
             f"no space group found for {crystal.formula} within symprec {symprec} Å ({error}); try a smaller symprec"
         ) from error
-    return number, sg_symbol_from_int_number(number)
+    return number, moyopy.SpaceGroupType(number).hm_short.replace(" ", "")
