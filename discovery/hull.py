@@ -215,9 +215,9 @@ class Hull:
         if not composition.keys() <= self._terminals.keys():
             return None
         diagram = self._diagram(frozenset(composition), frozenset())
-        # Phases above the hull do not shape it: leaving them out changes nothing.
-        left_out = frozenset(exclude) & set(_ids(diagram.qhull_entries))
-        if left_out:
+        # As long as no phase on the hull is left out, leaving out others changes nothing.
+        if not set(_ids(diagram.qhull_entries)).isdisjoint(exclude):
+            left_out = self._by_id.keys() & set(exclude)
             elements = {
                 element
                 for phase in self.phases
@@ -226,7 +226,7 @@ class Hull:
             }
             if not composition.keys() <= elements:
                 return None
-            diagram = self._diagram(frozenset(composition), left_out)
+            diagram = self._diagram(frozenset(composition), frozenset(left_out))
         products: dict[str, float] = {}
         amounts, hull_energy = diagram.get_decomp_and_hull_energy_per_atom(Composition(composition))
         for entry, amount in amounts.items():

@@ -58,7 +58,7 @@ class Matcher:
     def __init__(self, ltol: float = 0.2, stol: float = 0.3, angle_tol: float = 5.0) -> None:
         self._matcher = StructureMatcher(ltol=ltol, stol=stol, angle_tol=angle_tol)
         self._formulas: dict[Crystal, str] = {}
-        self._reduced: dict[Crystal, Structure] = {}
+        self._structures: dict[Crystal, Structure] = {}
 
     def find(self, crystal: Crystal, known: Mapping[str, Crystal]) -> str | None:
         """Return the id of the first crystal in `known`, in its order, that has the structure of `crystal`, or None.
@@ -75,15 +75,12 @@ class Matcher:
         return self._formulas[crystal]
 
     def _structure(self, crystal: Crystal) -> Structure:
-        if crystal not in self._reduced:
-            niggli = crystal.to_structure().get_reduced_structure(reduction_algo="niggli")
-            self._reduced[crystal] = niggli.get_primitive_structure()
-        return self._reduced[crystal]
+        if crystal not in self._structures:
+            self._structures[crystal] = crystal.to_structure()
+        return self._structures[crystal]
 
     def _same(self, first: Crystal, second: Crystal) -> bool:
-        return first == second or bool(
-            self._matcher.fit(self._structure(first), self._structure(second), skip_structure_reduction=True)
-        )
+        return first == second or bool(self._matcher.fit(self._structure(first), self._structure(second)))
 
 
 def spacegroup(crystal: Crystal, symprec: float = 0.1) -> tuple[int, str]:

@@ -152,7 +152,7 @@ class ReferencesConfig(BaseModel):
 
     source: Source = Field(
         "elements",
-        description="What is added to the elements. elements: nothing; prototypes: common structure types with "
+        description="What is added to the elements. elements: nothing; prototypes: common structure types of "
         "them; csv, entries: crystals of a file; materials_project: those of the Materials Project (needs MP_API_KEY)",
     )
     path: Path | None = Field(None, description="File for csv (.csv, .csv.gz) and entries (.json, .json.gz)")
