@@ -337,16 +337,17 @@ class Store:
 
     # Hulls ---------------------------------------------------------------------------------------------------------
 
-    def add_phases(self, hull: Hull, added: Sequence[Phase], round: int | None) -> None:
+    def add_phases(self, role: str, hull: Hull, added: Sequence[Phase], round: int | None) -> None:
         """Store the version of `hull` that came about by adding `added`."""
         with self._transaction() as session:
-            self._add_phases(session, hull, added, round)
+            self._add_phases(session, role, hull, added, round)
 
-    def _add_phases(self, session: Session, hull: Hull, added: Sequence[Phase], round: int | None) -> None:
-        if session.get(HullVersionRow, (hull.energy_scale.id, hull.version)) is not None:
+    def _add_phases(self, session: Session, role: str, hull: Hull, added: Sequence[Phase], round: int | None) -> None:
+        if session.get(HullVersionRow, (role, hull.version)) is not None:
             return
         session.add(
             HullVersionRow(
+                role=role,
                 energy_scale_id=hull.energy_scale.id,
                 version=hull.version,
                 round=round,
@@ -358,6 +359,7 @@ class Store:
         first = len(hull.phases) - len(added)
         session.add_all(
             PhaseRow(
+                role=role,
                 energy_scale_id=hull.energy_scale.id,
                 id=phase.id,
                 position=first + index,
@@ -379,11 +381,11 @@ class Store:
                 raise RunError(f"the campaign has not yet reached its {role} oracle; wait, or `discovery resume`")
             scale = _scale(row)
             if version is None:
-                newest = select(func.max(HullVersionRow.version)).where(HullVersionRow.energy_scale_id == scale.id)
+                newest = select(func.max(HullVersionRow.version)).where(HullVersionRow.role == role)
                 version = session.scalar(newest) or 0
             rows = session.scalars(
                 select(PhaseRow)
-                .where(PhaseRow.energy_scale_id == scale.id, PhaseRow.hull_version <= version)
+                .where(PhaseRow.role == role, PhaseRow.hull_version <= version)
                 .order_by(PhaseRow.position)
             )
             return Hull(scale, tuple(_phase(row, scale) for row in rows), version)
@@ -392,10 +394,7 @@ class Store:
         """Return all versions of a role's hull, oldest first."""
         with self._reading() as session:
             rows = session.scalars(
-                select(HullVersionRow)
-                .join(EnergyScaleRow, EnergyScaleRow.id == HullVersionRow.energy_scale_id)
-                .where(EnergyScaleRow.role == role)
-                .order_by(HullVersionRow.version)
+                select(HullVersionRow).where(HullVersionRow.role == role).order_by(HullVersionRow.version)
             )
             return [
                 HullVersion(row.energy_scale_id, row.version, row.round, tuple(row.added), tuple(row.stable))
@@ -504,12 +503,26 @@ class Store:
             for row in self._reservations(session, candidate_id):
                 session.delete(row)
 
-    def select(self, candidate_id: str, cause: str, reserve: Mapping[str, float]) -> None:
-        """Take SCREENED → SELECTED; `reserve` (kind → amount) is taken from the budget until the result is in."""
+    def select(self, chosen: Sequence[tuple[str, str]], reserve: Mapping[str, float], round: int) -> None:
+        """Take SCREENED → SELECTED for a round's whole selection, in one transaction.
+
+        Parameters
+        ----------
+        chosen
+            Candidate id and the agent's reason.
+        reserve
+            Kind → amount that each of them takes from the budget until its result is in.
+        round
+            The round whose selection this is.
+        """
         with self._transaction() as session:
-            if self._move(session, candidate_id, State.SELECTED, cause):
-                for kind, amount in reserve.items():
-                    session.add(_ledger(candidate_id, "reference", kind, amount, spent=False))
+            if session.get(StepRow, (round, "selected")) is not None:
+                return
+            self._finish_step(session, round, "selected", 0.0)
+            for candidate_id, reason in chosen:
+                if self._move(session, candidate_id, State.SELECTED, reason):
+                    for kind, amount in reserve.items():
+                        session.add(_ledger(candidate_id, "reference", kind, amount, spent=False))
 
     def compute(self, candidate_id: str, evaluation: Evaluation) -> None:
         """Take SELECTED → COMPUTED, or FAILED if the evaluation failed; the reservation becomes what was spent."""
@@ -525,8 +538,8 @@ class Store:
             self._add_evaluation(session, candidate_id, "reference", evaluation)
             session.add(_ledger(candidate_id, "reference", "reference_calls", 1.0))
 
-    def judge(self, candidate_id: str, verdict: Verdict, grown: Sequence[tuple[Hull, Phase]], round: int) -> None:
-        """Take COMPUTED → JUDGED; `grown` holds the hulls that came about and the phase added to each."""
+    def judge(self, candidate_id: str, verdict: Verdict, grown: Sequence[tuple[str, Hull, Phase]], round: int) -> None:
+        """Take COMPUTED → JUDGED; `grown` holds roles, the hulls that came about and what was added."""
         with self._transaction() as session:
             cause = (
                 f"{verdict.stability}: {verdict.e_above_hull:.4f} eV/atom above hull version {verdict.hull_version} "
@@ -544,8 +557,8 @@ class Store:
             row.metastable_threshold = verdict.metastable_threshold
             row.energy_scale_id = verdict.energy_scale
             row.hull_version = verdict.hull_version
-            for hull, phase in grown:
-                self._add_phases(session, hull, [phase], round)
+            for role, hull, phase in grown:
+                self._add_phases(session, role, hull, [phase], round)
 
     def candidates(self, states: Collection[State] | None = None) -> list[Candidate]:
         """Return the candidates that have a crystal, sorted by id, of all states or only of `states`."""
@@ -595,9 +608,11 @@ class Store:
         Always ``sampled == rejected + failed + passed_over + judged + in_flight``.
         """
         with self._reading() as session:
-            reached = session.execute(
-                select(TransitionRow.to_state, func.count()).group_by(TransitionRow.to_state)
-            ).tuples()
+            reached = (
+                session.execute(select(TransitionRow.to_state, func.count()).group_by(TransitionRow.to_state))
+                .tuples()
+                .all()
+            )
             counts = {str(state): 0 for state in State} | dict(reached)
             counts["in_flight"] = session.scalar(select(func.count()).where(CandidateRow.state.in_(IN_FLIGHT))) or 0
             return counts

@@ -179,12 +179,13 @@ class EvaluationRow(Base):
 
 
 class PhaseRow(Base):
-    """An entry of a hull."""
+    """An entry of a role's hull."""
 
     __tablename__ = "phases"
 
-    energy_scale_id: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(primary_key=True)
+    energy_scale_id: Mapped[str]
     position: Mapped[int]
     formula: Mapped[str]
     composition: Mapped[dict[str, Any]]
@@ -195,12 +196,13 @@ class PhaseRow(Base):
 
 
 class HullVersionRow(Base):
-    """A version of a hull: what was added, and what is stable since."""
+    """A version of a role's hull: what was added, and what is stable since."""
 
     __tablename__ = "hull_versions"
 
-    energy_scale_id: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
+    energy_scale_id: Mapped[str]
     round: Mapped[int | None]
     added: Mapped[list[Any]]
     stable: Mapped[list[Any]]

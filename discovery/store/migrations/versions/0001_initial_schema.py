@@ -70,13 +70,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "hull_versions",
-        sa.Column("energy_scale_id", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("energy_scale_id", sa.String(), nullable=False),
         sa.Column("round", sa.Integer(), nullable=True),
         sa.Column("added", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("stable", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("time", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("energy_scale_id", "version", name=op.f("pk_hull_versions")),
+        sa.PrimaryKeyConstraint("role", "version", name=op.f("pk_hull_versions")),
     )
     op.create_table(
         "ledger",
@@ -92,8 +93,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "phases",
-        sa.Column("energy_scale_id", sa.String(), nullable=False),
+        sa.Column("role", sa.String(), nullable=False),
         sa.Column("id", sa.String(), nullable=False),
+        sa.Column("energy_scale_id", sa.String(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("formula", sa.String(), nullable=False),
         sa.Column("composition", sa.JSON(none_as_null=True), nullable=False),
@@ -101,7 +103,7 @@ def upgrade() -> None:
         sa.Column("crystal", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("origin", sa.String(), nullable=False),
         sa.Column("hull_version", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("energy_scale_id", "id", name=op.f("pk_phases")),
+        sa.PrimaryKeyConstraint("role", "id", name=op.f("pk_phases")),
     )
     op.create_table(
         "reference_phases",

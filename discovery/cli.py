@@ -1,0 +1,174 @@
+"""The command ``discovery``."""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from discovery.errors import ConfigError, DiscoveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from discovery.campaign import Campaign, Observer
+    from discovery.status import Status
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")  # read by numerical libraries, which only the commands import
+
+app = typer.Typer(
+    help="Discover stable inorganic crystals: generator, force field, DFT and convex hull in one loop.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a campaign.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no report.")]
+
+
+class ExportFormat(StrEnum):
+    """Formats of `discovery export`."""
+
+    CIF = "cif"
+    EXTXYZ = "extxyz"
+    ENTRIES = "entries"
+
+
+@app.command()
+def launch(
+    campaign: Annotated[str, typer.Argument(help="Name of a campaign, or the path of its YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings, such as campaign.rounds=2, oracle/screening=emt or run_dir=runs/cuau."),
+    ] = None,
+    config_dir: Annotated[Path | None, typer.Option(help="Folder of your own configurations.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Begin a campaign in a new run folder."""
+    from discovery.campaign import Campaign
+    from discovery.config import compose
+
+    config = compose(campaign, overrides or [], config_dir)
+    _drive(lambda observe: Campaign.launch(config, observe), config.run_dir, config.campaign.rounds, quiet)
+
+
+@app.command()
+def resume(run: RunArgument, quiet: QuietOption = False) -> None:
+    """Go on with a campaign that was interrupted; show the report of one that is finished."""
+    from discovery.campaign import Campaign
+    from discovery.status import read_status
+
+    rounds = read_status(run).rounds
+    _drive(lambda observe: Campaign.resume(run, observe), run, rounds, quiet)
+
+
+@app.command()
+def status(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """Show where a campaign stands, while it runs or afterwards."""
+    from discovery.status import read_status
+
+    current = read_status(run)
+    if as_json:
+        typer.echo(json.dumps(current.to_dict(), indent=2, ensure_ascii=False))
+        return
+    for line in _status_lines(current):
+        console.print(line, highlight=False)
+
+
+def _status_lines(current: "Status") -> "Iterator[str]":
+    funnel = current.funnel
+    yield f"{current.name} is {current.state}" + (f": {current.message}" if current.message else "")
+    yield f"round {current.round + 1} of {current.rounds}, {current.seconds:.0f} s"
+    yield " → ".join(f"{name} {funnel[name]}" for name in ("sampled", "admitted", "screened", "selected", "judged"))
+    ends = ("rejected", "failed", "passed_over", "judged", "in_flight")
+    yield f"{funnel['sampled']} sampled = " + " + ".join(f"{funnel[end]} {end.replace('_', ' ')}" for end in ends)
+    for kind, amount in current.budget.spent.items():
+        limit = current.budget.limit.get(kind)
+        yield f"{kind}: {amount:.4g} spent" + (f" of {limit:g}" if limit is not None else "")
+    yield f"stable (e_above_hull ≤ {current.threshold:g} eV/atom): {len(current.stable)}"
+    for found in current.stable:
+        verdict = found.verdict
+        yield (
+            f"  {found.phase.formula} {found.spacegroup}: decomposition energy {verdict.decomposition_energy:.3f}"
+            f" eV/atom on {verdict.energy_scale}, hull version {verdict.hull_version} ({found.phase.id})"
+        )
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    format: Annotated[ExportFormat, typer.Option(help="What to write.")] = ExportFormat.CIF,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; RUN/export by default.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All phases of the reference hull, not only the stable ones discovered.")
+    ] = False,
+) -> None:
+    """Write the discovered phases for other programs."""
+    from discovery.export import export as write
+
+    paths = write(run, format.value, out, everything=everything)
+    for path in paths:
+        typer.echo(path)
+    if not paths:
+        typer.echo("No stable phase was discovered; --all writes all phases of the hull.", err=True)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Show the report of a campaign and write it to report.md in the run folder."""
+    _show_report(run)
+
+
+def _drive(
+    open_campaign: "Callable[[Observer], AbstractContextManager[Campaign]]", run: Path, rounds: int, quiet: bool
+) -> None:
+    """Run a campaign to its end and show the report."""
+    from discovery.progress import ConsoleProgress, EventLog
+    from discovery.runfolder import RunFolder
+
+    log = EventLog(RunFolder(run).log)
+    with ConsoleProgress(console, rounds, quiet=quiet) as progress:
+
+        def observe(event: str, values: "Mapping[str, Any]") -> None:
+            log(event, values)
+            progress(event, values)
+
+        with open_campaign(observe) as campaign:
+            campaign.run()
+    _show_report(run, quiet=quiet)
+
+
+def _show_report(run: Path, *, quiet: bool = False) -> None:
+    from rich.markdown import Markdown
+
+    from discovery.report import write_report
+
+    text = write_report(run)
+    if quiet:
+        return
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        typer.echo(text)
+
+
+def main() -> None:
+    """Run the command; errors that a user can mend are shown without a traceback."""
+    try:
+        app()
+    except DiscoveryError as error:
+        from discovery.campaign import CampaignInterruptedError
+
+        stopped = isinstance(error, CampaignInterruptedError)
+        label = "[yellow]stopped[/yellow]" if stopped else "[red]error[/red]"
+        Console(stderr=True, soft_wrap=True).print(f"{label}: ", end="")
+        typer.echo(str(error), err=True)
+        sys.exit(130 if stopped else 2 if isinstance(error, ConfigError) else 1)

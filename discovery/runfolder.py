@@ -1,0 +1,147 @@
+"""A campaign's run folder: its files, its lock, and whether it can be written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from discovery.errors import RunError
+
+MIN_FREE_BYTES = 100 * 2**20
+"""Free disk space without which no campaign is begun or resumed."""
+
+_LOCK_TRIES = 10
+
+
+def file_name(id: str) -> str:
+    """Return `id` with everything but letters, digits, dots, hyphens and underscores replaced."""
+    return re.sub(r"[^\w.-]+", "_", id)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths within a run folder.
+
+    Parameters
+    ----------
+    path
+        The run folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The composed configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def database(self) -> Path:
+        """The store."""
+        return self.path / "campaign.sqlite"
+
+    @property
+    def log(self) -> Path:
+        """Events, one JSON object per line."""
+        return self.path / "campaign.log"
+
+    @property
+    def report(self) -> Path:
+        """The report in Markdown."""
+        return self.path / "report.md"
+
+    def calculation(self, subject_id: str, role: str) -> Path:
+        """Return the folder of one calculation."""
+        return self.path / "calculations" / file_name(subject_id) / role
+
+    def checkpoint(self, round: int) -> Path:
+        """Return the folder of the weights trained after a round."""
+        return self.path / "checkpoints" / f"r{round:02d}"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "driver.lock"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises
+        ------
+        RunError
+            If it holds something already, or cannot be written.
+        """
+        if self.database.exists():
+            raise RunError(
+                f"{self.path} already holds a campaign; continue it with `discovery resume {self.path}`, or launch "
+                "into another folder with run_dir=FOLDER"
+            )
+        if self.path.is_dir() and any(entry.name != self._lock.name for entry in self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty; launch into another folder with run_dir=FOLDER")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be created: {error.strerror}; choose another run_dir") from error
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """Raise `RunError` if the folder is missing, read-only or on a full disk."""
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} does not exist; start a campaign with `discovery launch`")
+        probe = self.path / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"0")
+            probe.unlink()
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}; mend that, or choose another") from error
+        if free < MIN_FREE_BYTES:
+            raise RunError(
+                f"{self.path}: only {free / 2**20:.0f} MiB are free on its disk, {MIN_FREE_BYTES / 2**20:.0f} MiB are "
+                "needed to begin; free some space"
+            )
+
+    @contextmanager
+    def driver(self) -> Iterator[None]:
+        """Be the only driver of this run; the operating system ends the claim with the process.
+
+        Raises
+        ------
+        RunError
+            If another driver is at work.
+        """
+        with self._lock.open("a+") as file:
+            for attempt in range(_LOCK_TRIES):  # `has_driver` may hold the lock for an instant
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == _LOCK_TRIES - 1:
+                        file.seek(0)
+                        raise RunError(
+                            f"{self.path} already has a driver (process {file.read().strip() or 'unknown'}); wait for "
+                            f"it, or watch it with `discovery status {self.path}`"
+                        ) from None
+                    time.sleep(0.05)
+            file.seek(0)
+            file.truncate()
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+    def has_driver(self) -> bool:
+        """Whether a driver is at work."""
+        try:
+            with self._lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
