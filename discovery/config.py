@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import yaml
 from hydra import compose as hydra_compose
@@ -422,7 +422,9 @@ def _compose_files(files: Mapping[str, Path], overrides: Sequence[str]) -> tuple
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"the configuration cannot be composed: {_first_line(error)}") from error
     data = OmegaConf.to_container(composed, resolve=False)
-    return dict(data), [(default.config_path, default.package or "") for default in defaults if default.config_path]
+    return cast("dict[str, Any]", data), [
+        (default.config_path, default.package or "") for default in defaults if default.config_path
+    ]
 
 
 def _first_line(error: BaseException) -> str:
@@ -439,12 +441,12 @@ def _resolve(data: Mapping[str, Any], sources: _Sources) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(dict(data)), resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        key = error.full_key
+        key = error.full_key or ""
         raise ConfigError(f"{key} ({sources.of(key)}): has no value yet; give one as {key}=VALUE") from error
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(f"{key} ({sources.of(key)}): {_first_line(error)}") from error
-    return dict(resolved)
+    return cast("dict[str, Any]", resolved)
 
 
 def _validate(data: Mapping[str, Any], sources: _Sources) -> CampaignConfig:
