@@ -175,7 +175,7 @@ class SearchConfig(_Settings):
         symbols = [symbol.strip() for symbol in value.split("-") if symbol.strip()]
         if not symbols:
             raise PydanticCustomError("elements", "no element given; write element symbols such as Mg-Si-Ge")
-        known = [element.symbol for element in Element]
+        known = [Element.from_Z(z).symbol for z in range(1, 119)]
         for symbol in symbols:
             if symbol not in known:
                 near = plugins.nearest(symbol.capitalize(), known)
@@ -376,6 +376,8 @@ def _parse_override(text: str, files: Mapping[str, Path]) -> _Override:
     except HydraException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{text!r} ({COMMAND_LINE}): {reason}; {form}, quote special signs") from error
+    if not parsed.key_or_group:
+        raise ConfigError(f"{text!r} ({COMMAND_LINE}): names no key; {form}")
     if parsed.type is not OverrideType.CHANGE:
         raise ConfigError(f"{text!r} ({COMMAND_LINE}): keys can only be set, not added or deleted; {form}")
     if parsed.is_sweep_override():
@@ -387,7 +389,9 @@ def _parse_override(text: str, files: Mapping[str, Path]) -> _Override:
         _check_choice(hydra_key.partition("@")[0], str(value), files, f"{key} ({COMMAND_LINE})")
         return _Override(f"{hydra_key}={text.partition('=')[2]}", None)
     if key == "campaign":
-        raise ConfigError(f"{text!r} ({COMMAND_LINE}): the campaign is the first argument; its settings are campaign.…")
+        raise ConfigError(
+            f"{text!r} ({COMMAND_LINE}): the campaign is the first argument, its settings are campaign.KEY"
+        )
     if key == "oracle" or "/" in key or "@" in key:
         raise ConfigError(f"{key} ({COMMAND_LINE}): unknown choice; {plugins.suggest(key, list(_CHOICES))}")
     if (root := key.partition(".")[0]) not in CampaignConfig.model_fields:
@@ -420,7 +424,10 @@ def _compose_files(files: Mapping[str, Path], overrides: Sequence[str]) -> tuple
             _check_choice(group, name, files, chosen_in)
             raise ConfigError(f"{chosen_in}: {_first_line(error)}") from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(f"the configuration cannot be composed: {_first_line(error)}") from error
+            message = re.sub(r"In '([^']+)'", lambda found: str(files.get(found[1], found[0])), _first_line(error))
+            if unknown := re.search(r"Could not override '([^']+)'", message):
+                message += f" {plugins.suggest(unknown[1], list(_CHOICES.values()))}"
+            raise ConfigError(f"the configuration cannot be composed: {message}") from error
     data = OmegaConf.to_container(composed, resolve=False)
     return cast("dict[str, Any]", data), [
         (default.config_path, default.package or "") for default in defaults if default.config_path
