@@ -1,0 +1,89 @@
+"""Runs an external program in a process group of its own, with a time limit, and never leaves a part of it behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an external program ended.
+
+    Parameters
+    ----------
+    returncode
+        As in ``subprocess``: negative for the signal that killed it.
+    seconds
+        Wall time.
+    timed_out
+        Whether it was killed because its time was over.
+    """
+
+    returncode: int
+    seconds: float
+    timed_out: bool
+
+
+def run(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    log: str,
+    max_seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run `command` in `folder` and wait for it; its whole process group is dead when this returns or raises.
+
+    Parameters
+    ----------
+    command
+        Program and arguments.
+    folder
+        Working folder.
+    log
+        File in `folder` that standard output and standard error are appended to.
+    max_seconds
+        Wall time after which the group is killed.
+    environment
+        Variables beyond those of this process.
+    """
+    start = time.perf_counter()
+    timed_out = False
+    with (folder / log).open("ab") as output:
+        process = subprocess.Popen(
+            list(command),
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=max_seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return Outcome(process.returncode, time.perf_counter() - start, timed_out)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either all of it or what it held before, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
