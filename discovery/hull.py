@@ -216,7 +216,7 @@ class Hull:
             return None
         diagram = self._diagram(frozenset(composition), frozenset())
         # As long as no phase on the hull is left out, leaving out others changes nothing.
-        if not set(_ids(diagram.qhull_entries)).isdisjoint(exclude):
+        if not set(_ids(diagram.stable_entries)).isdisjoint(exclude):
             left_out = self._by_id.keys() & set(exclude)
             elements = {
                 element

@@ -266,3 +266,22 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_every_listed_form_is_bundled():
     assert set(ELEMENTAL_FORMS) <= set(BUNDLED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("formula", "lattice_constant", "enthalpy"),
+    # measured enthalpies of formation in kJ/mol (CRC Handbook), to which the energies CHGNet learnt are corrected
+    [("MgO", 4.21, -601.6), ("NaCl", 5.64, -411.2), ("LiF", 4.06, -616.0)],
+)
+def test_bundled_elements_give_known_formation_energies(formula, lattice_constant, enthalpy):
+    chgnet = pytest.importorskip("chgnet.model")
+    relaxer = chgnet.StructOptimizer(model=chgnet.CHGNet.load(verbose=False))
+
+    def energy_per_atom(crystal):
+        result = relaxer.relax(crystal.to_structure(), fmax=0.05, steps=200, verbose=False)
+        return result["trajectory"].energies[-1] / len(crystal)
+
+    compound = Crystal.from_atoms(bulk(formula, "rocksalt", lattice_constant))
+    elements = [min(energy_per_atom(f.crystal) for f in element_crystals(e.symbol)) for e in compound.composition]
+    assert energy_per_atom(compound) - np.mean(elements) == pytest.approx(enthalpy / 96.485 / 2, abs=0.1)
