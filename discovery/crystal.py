@@ -109,7 +109,7 @@ class Crystal:
         """
         if not structure.is_ordered:
             raise InvalidInputError(f"{structure.composition.reduced_formula} has partially occupied sites")
-        return cls(structure.lattice.matrix, structure.frac_coords, [site.specie.Z for site in structure])
+        return cls(structure.lattice.matrix, structure.frac_coords, np.array([site.specie.Z for site in structure]))
 
     def to_structure(self) -> Structure:
         """Return the crystal as a pymatgen ``Structure``."""

@@ -56,6 +56,7 @@ class UniMatConfig(PluginConfig):
     gamma: float = Field(0.1, ge=0, le=1, description="Log-variance interpolation γ of the ancestral step.")
     guidance_weight: float = Field(1.0, ge=0, description="ω of UniMat's equation 2, used if a target has guidance.")
     batch_size: int = Field(128, ge=1, description="Crystals sampled at once.")
+    max_atoms: int = Field(64, ge=1, description="Largest cell that is sampled; larger targets fail.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto takes a GPU if there is one."
     )
@@ -136,10 +137,27 @@ class UniMatGenerator:
                     f"guidance on {', '.join(sorted(unknown))} is unknown to this checkpoint; "
                     f"it knows {', '.join(self._model.config.property_names) or 'none'}"
                 )
+            problem = self._problem(target)
+            if problem is not None:
+                failure = Failure(FailureKind.INVALID_INPUT, f"unimat: {problem}")
+                samples += [Sample(index, None, failure)] * target.n_samples
+                continue
             for first in range(0, target.n_samples, self.config.batch_size):
                 count = min(self.config.batch_size, target.n_samples - first)
                 samples += self._sample_batch(index, target, count, rng)
         return samples
+
+    def _problem(self, target: Target) -> str | None:
+        """Return why `target` cannot be sampled, or None."""
+        from pymatgen.core import Element
+
+        for symbol in target.composition or target.elements or ():
+            if not Element.is_valid_symbol(symbol):
+                return f"{symbol} is not an element"
+        size = sum((target.composition or {}).values())
+        if size > self.config.max_atoms:
+            return f"{target.label} has {size} atoms, more than generator.max_atoms = {self.config.max_atoms}"
+        return None
 
     def _sample_batch(self, index: int, target: Target, count: int, rng: np.random.Generator) -> list[Sample]:
         start = time.perf_counter()
@@ -180,6 +198,9 @@ class UniMatGenerator:
             counts = {str(element): int(n) for element, n in zip(elements, template, strict=False)}
         return np.repeat([Element(symbol).Z for symbol in counts], list(counts.values()))
 
+    def _loss(self, data: CrystalArrays) -> float:
+        return sum(validation_loss(self._model, data))
+
     def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:
         """Fine-tune on `crystals` mixed with replayed training data, through DeepSpeed.
 
@@ -197,7 +218,7 @@ class UniMatGenerator:
         ratio = settings.new_fraction / (1 - settings.new_fraction + 1e-9)
         copies = max(1, round(ratio * len(self._replay) / len(new)))
         data = self._replay.concatenate(new.take(np.tile(np.arange(len(new)), copies)))
-        before_new, before = self.loss(new), self.loss(self._held_out)
+        before_new, before = self._loss(new), self._loss(self._held_out)
         parent = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         training = TrainingConfig(
             steps=settings.steps,
@@ -217,7 +238,7 @@ class UniMatGenerator:
         weights = train(self._model, batches, training)
         self._model.load_state_dict(weights)
         self._model.eval()
-        after_new, after = self.loss(new), self.loss(self._held_out)
+        after_new, after = self._loss(new), self._loss(self._held_out)
         accepted = bool(np.isfinite(after) and after <= before * (1 + settings.max_loss_increase))
         metrics = {
             "held_out_loss_before": before,
@@ -239,21 +260,6 @@ class UniMatGenerator:
         digest = save_token_checkpoint(path, self._model, self._replay, self._held_out, self._metadata)
         self._checkpoint = Checkpoint(str(path), digest, parent_hash, trained_on, metrics)
         return self._checkpoint
-
-    @torch.no_grad()
-    def loss(self, data: CrystalArrays, *, repeats: int = 4) -> float:
-        """Return the mean training loss (coordinates plus lattice) on `data` with a fixed sequence of noise."""
-        if not len(data):
-            return float("nan")
-        order = np.argsort(data.n_atoms, kind="stable")
-        generator = torch.Generator().manual_seed(0)
-        total = 0.0
-        for _ in range(repeats):
-            for first in range(0, len(data), 64):
-                chosen = order[first : first + 64]
-                batch = self._model.batch(data.take(chosen))
-                total += float(sum(self._model(batch, generator))) * len(chosen)
-        return total / (repeats * len(data))
 
 
 def _arrays(tensors: dict[str, Tensor], property_names: tuple[str, ...]) -> CrystalArrays:
@@ -289,3 +295,18 @@ def count_templates(data: CrystalArrays) -> list[list[int]]:
     return [
         sorted(np.unique(data.numbers[a:b], return_counts=True)[1].tolist(), reverse=True) for a, b in pairwise(starts)
     ]
+
+
+@torch.no_grad()
+def validation_loss(model: TokenModel, data: CrystalArrays, *, repeats: int = 4) -> tuple[float, float]:
+    """Return the mean coordinate and lattice losses on `data`, always with the same noise."""
+    order = np.argsort(data.n_atoms, kind="stable")
+    generator = torch.Generator().manual_seed(0)
+    totals = np.zeros(2)
+    for _ in range(repeats):
+        for first in range(0, len(data), 64):
+            chosen = order[first : first + 64]
+            losses = model(model.batch(data.take(chosen)), generator)
+            totals += np.array([float(loss) for loss in losses]) * len(chosen)
+    frac_loss, lattice_loss = (totals / (repeats * len(data))).tolist()
+    return frac_loss, lattice_loss

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, resume_step, train
-from generators.unimat.generator import count_templates, save_token_checkpoint
+from generators.unimat.generator import count_templates, save_token_checkpoint, validation_loss
 from generators.unimat.model import TokenModel, TokenModelConfig
 
 N_REPLAY = 1024
@@ -104,21 +104,6 @@ def train_token_model(
         },
     )
     return result
-
-
-@torch.no_grad()
-def validation_loss(model: TokenModel, data: CrystalArrays, *, repeats: int = 4) -> tuple[float, float]:
-    """Return the mean coordinate and lattice losses on `data` with a fixed sequence of noise."""
-    order = np.argsort(data.n_atoms, kind="stable")
-    generator = torch.Generator().manual_seed(0)
-    totals = np.zeros(2)
-    for _ in range(repeats):
-        for first in range(0, len(data), 64):
-            chosen = order[first : first + 64]
-            losses = model(model.batch(data.take(chosen)), generator)
-            totals += np.array([float(loss) for loss in losses]) * len(chosen)
-    frac_loss, lattice_loss = (totals / (repeats * len(data))).tolist()
-    return frac_loss, lattice_loss
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

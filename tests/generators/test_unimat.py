@@ -1,0 +1,246 @@
+"""UniMat's token variant: symmetries, training through DeepSpeed, resuming, fine-tuning and its guard."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from discovery.crystal import Crystal
+from discovery.errors import InvalidInputError
+from discovery.types import LabelledCrystal, Target
+from generators import checkpoints
+from generators.data import CrystalArrays, shuffled_batches
+from generators.training import TrainingConfig, resume_step, train
+from generators.unimat.generator import UniMatConfig, UniMatGenerator, canonical, validation_loss
+from generators.unimat.model import TokenModel, TokenModelConfig
+from generators.unimat.representation import TABLE_POSITIONS
+from generators.unimat.train import train_token_model
+
+SMALL = TokenModelConfig(width=32, pair_width=16, layers=2, frequencies=4, property_names=("band_gap",))
+
+
+def rocksalt(a: float, cation: int, anion: int) -> Crystal:
+    lattice = a / 2 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    return Crystal(lattice, [[0, 0, 0], [0.5, 0.5, 0.5]], [cation, anion])
+
+
+def caesium_chloride(a: float, cation: int, anion: int) -> Crystal:
+    return Crystal(np.eye(3) * a, [[0, 0, 0], [0.5, 0.5, 0.5]], [cation, anion])
+
+
+@pytest.fixture(scope="module")
+def data() -> CrystalArrays:
+    crystals = [rocksalt(a, z, 17) for a in (5.0, 5.6, 6.2) for z in (3, 11, 19)]
+    crystals += [caesium_chloride(a, 55, z) for a in (4.1, 4.3) for z in (17, 35)]
+    labelled = [LabelledCrystal(c, {"band_gap": 5.0 + i}) for i, c in enumerate(crystals)]
+    return CrystalArrays.from_crystals(labelled, ("band_gap",))
+
+
+@pytest.fixture(scope="module")
+def trained(data: CrystalArrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("training")
+    config = TrainingConfig(
+        steps=200, batch_size=16, micro_batches=1, warmup_steps=10, learning_rate=3e-3, ema_decay=0.9
+    )
+    train_token_model(data, data, SMALL, config, out, {"data": "eight-atom toys"}, log_every=20)
+    return out / "checkpoint.safetensors"
+
+
+def test_periodic_table_places_every_element_once():
+    assert len({tuple(position) for position in TABLE_POSITIONS[1:]}) == 118
+    symbols = {
+        "H": 1,
+        "He": 2,
+        "C": 6,
+        "Sc": 21,
+        "Cl": 17,
+        "Hf": 72,
+        "La": 57,
+        "Lu": 71,
+        "Ac": 89,
+        "Rf": 104,
+        "Og": 118,
+    }
+    expected = {
+        "H": (0, 0), "He": (0, 17), "C": (1, 13), "Sc": (3, 2), "Cl": (2, 16), "Hf": (5, 3),
+        "La": (7, 2), "Lu": (7, 16), "Ac": (8, 2), "Rf": (6, 3), "Og": (6, 17),
+    }  # fmt: skip
+    assert {s: tuple(TABLE_POSITIONS[z].tolist()) for s, z in symbols.items()} == expected
+
+
+def test_arrays_round_trip(data: CrystalArrays, tmp_path: Path):
+    data.save(tmp_path / "data.npz")
+    read = CrystalArrays.load(tmp_path / "data.npz")
+    for field in dataclasses.fields(CrystalArrays):
+        np.testing.assert_array_equal(getattr(read, field.name), getattr(data, field.name))
+    chosen = data.take([4, 0])
+    np.testing.assert_array_equal(chosen.numbers, [11, 17, 3, 17])
+
+
+def random_model() -> TokenModel:
+    torch.manual_seed(0)
+    model = TokenModel(SMALL)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def test_network_is_invariant_to_origin_and_image_and_equivariant_to_order(data: CrystalArrays):
+    model = random_model()
+    rng = np.random.default_rng(0)
+    n = 5
+    batch = model.batch(data.take([0]))
+    batch = batch._replace(
+        numbers=torch.tensor([[12, 14, 14, 8, 8]]), frac=torch.from_numpy(rng.random((1, n, 3))).float()
+    )
+    time = torch.tensor([0.4])
+    with torch.no_grad():
+        noise, v = model._predict(batch, time)
+        shifted = batch._replace(frac=batch.frac + torch.tensor([0.3, -0.2, 0.7]) + torch.arange(n)[None, :, None])
+        noise_shifted, v_shifted = model._predict(shifted, time)
+        order = torch.tensor([3, 0, 4, 2, 1])
+        permuted = batch._replace(numbers=batch.numbers[:, order], frac=batch.frac[:, order])
+        noise_permuted, v_permuted = model._predict(permuted, time)
+        padded = batch._replace(
+            numbers=torch.nn.functional.pad(batch.numbers, (0, 2)),
+            frac=torch.nn.functional.pad(batch.frac, (0, 0, 0, 2)),
+        )
+        noise_padded, v_padded = model._predict(padded, time)
+    torch.testing.assert_close(noise_shifted, noise, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(v_shifted, v, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(noise_permuted, noise[:, order], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(v_permuted, v, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(noise_padded[:, :n], noise, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(v_padded, v, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(noise.sum(1), torch.zeros(1, 3), atol=1e-4, rtol=0)
+
+
+def test_batch_does_not_depend_on_rotation_of_the_lattice(data: CrystalArrays):
+    model = random_model()
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
+    rotated = dataclasses.replace(data, lattice=data.lattice @ rotation)
+    torch.testing.assert_close(model.batch(rotated).lattice, model.batch(data).lattice, atol=1e-5, rtol=1e-5)
+
+
+def test_training_lowers_the_loss(trained: Path, data: CrystalArrays):
+    torch.manual_seed(0)
+    untrained = TokenModel(SMALL)
+    untrained.fit_normalisation(data)
+    before = validation_loss(untrained.eval(), data)
+    after = validation_loss(UniMatGenerator(UniMatConfig(checkpoint=trained, device="cpu"))._model, data)
+    assert sum(after) < 0.8 * sum(before)
+
+
+def test_interrupted_training_ends_at_the_same_bits(data: CrystalArrays, tmp_path: Path):
+    config = TrainingConfig(steps=12, batch_size=8, micro_batches=2, warmup_steps=2)
+
+    def run(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = TokenModel(SMALL)
+        model.fit_normalisation(data)
+        start = resume_step(folder)
+        batches = ([model.batch(p) for p in parts] for parts in shuffled_batches(data, 8, 2, seed=0, start=start))
+        return train(model, batches, config, folder=folder, on_step=lambda done, _: done == stop_at)
+
+    whole = run(tmp_path / "whole", None)
+    run(tmp_path / "parts", 5)
+    assert resume_step(tmp_path / "parts") == 5
+    resumed = run(tmp_path / "parts", None)
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_zero_stages_train_to_the_same_weights(data: CrystalArrays, zero_stage: int):
+    def run(stage: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = TokenModel(SMALL)
+        model.fit_normalisation(data)
+        batches = ([model.batch(p) for p in parts] for parts in shuffled_batches(data, 8, 2, seed=0))
+        return train(model, batches, TrainingConfig(steps=5, batch_size=8, micro_batches=2, zero_stage=stage))
+
+    plain, partitioned = run(0), run(zero_stage)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(partitioned[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_sample_guarantees_composition_and_depends_on_seed_alone(trained: Path):
+    generator = UniMatGenerator(UniMatConfig(checkpoint=trained, steps=8, device="cpu"))
+    targets = [
+        Target(3, composition={"Mg": 2, "Si": 1}),
+        Target(2, composition={"Ge": 1}),
+        Target(4, elements=("Mg", "Ge")),
+    ]
+    first, again, other = (generator.sample(targets, seed=seed) for seed in (5, 5, 6))
+    assert [s.target for s in first] == [0] * 3 + [1] * 2 + [2] * 4
+    assert all(s.crystal is not None for s in first)
+    assert [s.crystal.composition.formula for s in first[:3]] == ["Mg2 Si1"] * 3
+    assert {e.symbol for s in first[5:] for e in s.crystal.composition} <= {"Mg", "Ge"}
+    assert [s.crystal for s in first] == [s.crystal for s in again]
+    assert all(a.crystal != b.crystal for a, b in zip(first, other, strict=True))
+
+
+def test_guidance_changes_samples_and_unknown_guidance_is_refused(trained: Path):
+    generator = UniMatGenerator(UniMatConfig(checkpoint=trained, steps=8, device="cpu"))
+    plain = Target(1, composition={"Na": 1, "Cl": 1})
+    guided = Target(1, composition={"Na": 1, "Cl": 1}, guidance={"band_gap": 9.0})
+    a, b = (generator.sample([target], seed=1)[0].crystal for target in (plain, guided))
+    assert a != b
+    with pytest.raises(InvalidInputError, match=r"hardness.*band_gap"):
+        generator.sample([Target(1, composition={"Na": 1}, guidance={"hardness": 1.0})], seed=0)
+
+
+def test_learning_makes_a_child_that_another_generator_can_load(trained: Path, tmp_path: Path):
+    config = UniMatConfig(checkpoint=trained, steps=8, device="cpu", learn={"steps": 30, "max_loss_increase": 10.0})
+    generator = UniMatGenerator(config)
+    parent = generator.checkpoint
+    new = LabelledCrystal(rocksalt(7.5, 37, 53), {}, "r00-t000-s00")
+    child = generator.learn([new], seed=3, folder=tmp_path)
+    assert child is not None
+    assert child.parent == parent.sha256
+    assert child.trained_on == ("r00-t000-s00",)
+    assert child.metrics["accepted"] == 1.0
+    assert child.metrics["new_loss_after"] < child.metrics["new_loss_before"]
+    other = UniMatGenerator(config)
+    other.load(child)
+    target = Target(2, composition={"Rb": 1, "I": 1})
+    assert [s.crystal for s in other.sample([target], seed=1)] == [
+        s.crystal for s in generator.sample([target], seed=1)
+    ]
+    Path(child.path).write_bytes(trained.read_bytes())
+    with pytest.raises(InvalidInputError, match="has changed"):
+        other.load(child)
+
+
+def test_learning_that_hurts_keeps_the_parent(trained: Path, tmp_path: Path):
+    learn = {"steps": 40, "learning_rate": 1.0, "max_loss_increase": 0.0}
+    generator = UniMatGenerator(UniMatConfig(checkpoint=trained, steps=8, device="cpu", learn=learn))
+    target = Target(1, composition={"Na": 1, "Cl": 1})
+    before = generator.sample([target], seed=1)[0].crystal
+    result = generator.learn([LabelledCrystal(rocksalt(5.6, 11, 17), {}, "a")], seed=0, folder=tmp_path)
+    assert result is not None
+    assert result.metrics["accepted"] == 0.0
+    assert result.sha256 == generator.checkpoint.sha256
+    assert generator.sample([target], seed=1)[0].crystal == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_canonical_cell_is_primitive():
+    conventional = rocksalt(5.6, 11, 17).to_structure().to_conventional()
+    assert len(canonical(Crystal.from_structure(conventional))) == 2
+
+
+def test_broken_checkpoints_are_refused(tmp_path: Path):
+    with pytest.raises(InvalidInputError, match="does not exist"):
+        UniMatGenerator(UniMatConfig(checkpoint=tmp_path / "none.safetensors"))
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a checkpoint")
+    with pytest.raises(InvalidInputError, match="not a safetensors file"):
+        UniMatGenerator(UniMatConfig(checkpoint=broken))
+    checkpoints.save(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"kind": "cdvae"})
+    with pytest.raises(InvalidInputError, match="cdvae"):
+        UniMatGenerator(UniMatConfig(checkpoint=tmp_path / "other.safetensors"))
