@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from discovery.errors import ConfigError, DiscoveryError
+from discovery.evaluation.cli import app as evaluate_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(evaluate_app, name="evaluate")
 console = Console()
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a campaign.")]
