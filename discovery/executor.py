@@ -372,9 +372,13 @@ class RayExecutor:
         self._screening_class = ray.remote(**actor)(_OracleWorker)
         task = ray.remote(num_cpus=settings.reference_cores, max_retries=0)
         self._reference_function = task(_reference_task)
-        self._reference_scale = task(_reference_scale)
+        reference_scale = task(_reference_scale)
         self._start_generator()
         self._actors = [self._start_screening() for _ in range(settings.screening_workers)]
+        self._scales = {
+            "screening": self._actors[0].energy_scale.remote(),
+            "reference": reference_scale.remote(self._reference_choice),
+        }
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -406,11 +410,7 @@ class RayExecutor:
 
     def energy_scale(self, role: Role) -> EnergyScale:
         """Return the energy scale of a role's oracle."""
-        if role == "screening":
-            reference = self._actors[0].energy_scale.remote()
-        else:
-            reference = self._reference_scale.remote(self._reference_choice)
-        scale: EnergyScale = self._get(reference)
+        scale: EnergyScale = self._get(self._scales[role])
         return scale
 
     @property

@@ -1,0 +1,307 @@
+"""The campaign: finds the known phases, adds up, stops in time, and survives its driver's death at any point."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from discovery.campaign import Campaign, CampaignInterruptedError
+from discovery.config import GeneratorChoice
+from discovery.errors import RunError
+from discovery.protocols import CampaignView
+from discovery.status import read_status
+from discovery.store import Store
+from discovery.types import Checkpoint, LabelledCrystal, Sample, State, Target
+from generators.random_search import RandomSearchGenerator
+from tests.discovery.campaigns import outcome, run, small_config
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(small_config(tmp_path_factory.mktemp("campaign") / "run"))
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Do `work` in a forked process and return its exit code; negative for a signal."""
+    child = FORK.Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def die_before_commit(n: int) -> None:
+    """Make this process kill itself in the middle of its `n`-th transaction."""
+    left = n
+
+    def count(_connection: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "commit", count)
+
+
+def resume(run_dir: Path) -> None:
+    with Campaign.resume(run_dir) as campaign:
+        campaign.run()
+
+
+def results(run_dir: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in run_dir.glob("calculations/*/*/result.json")}
+
+
+def test_a_campaign_finishes_and_adds_up(finished: Path) -> None:
+    status = read_status(finished)
+    funnel = status.funnel
+    assert (status.state, status.message) == ("finished", "all rounds are done")
+    assert funnel["sampled"] == 12
+    assert funnel["in_flight"] == 0
+    assert funnel["sampled"] == sum(funnel[end] for end in ("rejected", "failed", "passed_over", "judged"))
+    assert funnel["judged"] == 4
+    assert status.budget.spent["reference_calls"] == 4
+    assert not status.budget.reserved
+
+
+def test_verdicts_are_those_of_pymatgen(finished: Path) -> None:
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.core import Composition
+
+    store = Store.read(finished / "campaign.sqlite")
+    for candidate in store.candidates({State.JUDGED}):
+        verdict = candidate.verdict
+        assert verdict is not None
+        hull = store.hull("reference", verdict.hull_version)
+        entries = {p.id: PDEntry(Composition(p.composition), p.energy, name=p.id) for p in hull.phases}
+        expected = PhaseDiagram(list(entries.values())).get_e_above_hull(entries[candidate.id])
+        assert verdict.e_above_hull == pytest.approx(expected, abs=1e-8)
+        assert (verdict.stability == "stable") == (expected <= verdict.threshold)
+
+
+def test_hull_versions_grow_one_by_one(finished: Path) -> None:
+    store = Store.read(finished / "campaign.sqlite")
+    for role in ("screening", "reference"):
+        versions = store.hull_versions(role)
+        assert [version.version for version in versions] == [1, 2, 3, 4, 5]
+        assert all(len(version.added) == 1 for version in versions[1:])
+
+
+def test_the_same_seed_gives_the_same_campaign_and_another_seed_another(finished: Path, tmp_path: Path) -> None:
+    assert outcome(run(small_config(tmp_path / "same"))) == outcome(finished)
+    other = outcome(run(small_config(tmp_path / "other", seed=8, rounds=1)))
+    assert other["candidates"] != outcome(finished)["candidates"][: len(other["candidates"])]
+
+
+@pytest.mark.parametrize("transactions", [9, 17])
+def test_a_killed_campaign_ends_as_an_undisturbed_one(finished: Path, tmp_path: Path, transactions: int) -> None:
+    config = small_config(tmp_path / "run")
+
+    def launch() -> None:
+        die_before_commit(transactions)
+        run(config)
+
+    def go_on() -> None:
+        die_before_commit(transactions)
+        resume(config.run_dir)
+
+    seen: dict[str, int] = {}
+    deaths = 0
+    code = in_child(launch)
+    while code == -signal.SIGKILL:
+        deaths += 1
+        assert read_status(config.run_dir).state == "interrupted"
+        funnel = read_status(config.run_dir).funnel
+        assert funnel["sampled"] == sum(
+            funnel[end] for end in ("rejected", "failed", "passed_over", "judged", "in_flight")
+        )
+        now = results(config.run_dir)
+        assert {path: now[path] for path in seen} == seen, "a finished calculation was repeated"
+        seen = now
+        assert deaths < 100
+        code = in_child(go_on)
+    assert code == 0
+    assert deaths > 3
+    assert outcome(config.run_dir) == outcome(finished)
+
+
+def test_a_driver_killed_before_its_first_transaction_leaves_no_campaign(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run")
+
+    def launch() -> None:
+        die_before_commit(1)
+        run(config)
+
+    assert in_child(launch) == -signal.SIGKILL
+    with pytest.raises(RunError, match="discovery resume"):
+        run(config)
+
+
+def test_sigterm_interrupts_and_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run")
+
+    def launch() -> None:
+        with pytest.raises(CampaignInterruptedError, match=f"discovery resume {config.run_dir}"):
+            run(config)
+        os._exit(3)
+
+    child = FORK.Process(target=launch)
+    child.start()
+    assert child.pid is not None
+    while len(results(config.run_dir)) < 6:
+        assert child.is_alive()
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGTERM)
+    child.join()
+    assert child.exitcode == 3
+    assert read_status(config.run_dir).state == "interrupted"
+    resume(config.run_dir)
+    assert outcome(config.run_dir) == outcome(finished)
+
+
+def test_a_second_driver_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run")
+    with Campaign.launch(config):
+        assert read_status(config.run_dir).state == "created"
+        with pytest.raises(RunError, match=str(os.getpid())), Campaign.resume(config.run_dir):
+            pass
+
+
+def test_a_used_run_folder_is_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="discovery resume"):
+        run(small_config(finished))
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        run(small_config(tmp_path))
+
+
+def test_a_changed_configuration_is_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run")
+    with Campaign.launch(config):
+        pass
+    path = config.run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("rounds: 2", "rounds: 3"))
+    with pytest.raises(RunError, match="was changed"):
+        resume(config.run_dir)
+
+
+def test_resuming_a_finished_campaign_changes_nothing(finished: Path) -> None:
+    before = outcome(finished)
+    resume(finished)
+    assert outcome(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("budget", "calls", "message"),
+    [
+        ({"reference_calls": 3}, 3, "all rounds are done"),
+        ({"reference_calls": 2}, 2, "the budget is exhausted: reference_calls"),
+        ({"wall_hours": 1e-7}, 0, "the budget is exhausted: wall_hours"),
+        ({"core_hours": 1e-7}, 0, "the budget is exhausted: core_hours"),
+    ],
+)
+def test_the_budget_is_never_overspent(tmp_path: Path, budget: dict[str, float], calls: int, message: str) -> None:
+    status = read_status(run(small_config(tmp_path / "run", budget=budget)))
+    assert (status.state, status.message) == ("finished", message)
+    assert status.budget.spent["reference_calls"] == calls
+    assert status.funnel["in_flight"] == 0
+    assert not status.budget.reserved
+
+
+def test_an_element_without_energy_is_fatal_and_named(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "run", chemical_space="Cu-Fe")
+    with pytest.raises(RunError, match=r"screening oracle has no energy of the element Fe.*calculations") as caught:
+        run(config)
+    assert "no parameters for Fe" in str(caught.value)
+    assert read_status(config.run_dir).state == "failed"
+
+
+class LearningSearch(RandomSearchGenerator):
+    """Random search that learns: its weights are a number that shifts its seeds."""
+
+    def __init__(self) -> None:
+        super().__init__(RandomSearchGenerator.Config())
+        self.weights = Checkpoint("shipped", hashlib.sha256(b"0").hexdigest())
+        self.shift = 0
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.weights
+
+    def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
+        return super().sample(targets, seed=seed + self.shift)
+
+    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint:
+        path = folder / "weights.json"
+        path.write_text(json.dumps({"shift": seed % 1000 + len(crystals)}))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        parent, trained_on = self.weights.sha256, tuple(crystal.id for crystal in crystals)
+        self.load(Checkpoint(str(path), sha256, parent, trained_on, {"loss": 0.1}))
+        return self.weights
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        self.shift = json.loads(Path(checkpoint.path).read_text())["shift"]
+        self.weights = checkpoint
+
+
+def test_the_loop_closes_and_a_resumed_campaign_has_the_learned_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GeneratorChoice, "create", lambda self: LearningSearch())
+    undisturbed = run(small_config(tmp_path / "undisturbed"))
+    config = small_config(tmp_path / "killed")
+
+    class StopError(Exception):
+        pass
+
+    def stop(name: str, _values: Any) -> None:
+        if name == "learned":
+            raise StopError
+
+    with pytest.raises(StopError), Campaign.launch(config, stop) as campaign:
+        campaign.run()
+    assert read_status(config.run_dir).state == "failed"
+    resume(config.run_dir)
+    assert outcome(config.run_dir) == outcome(undisturbed)
+
+    store = Store.read(undisturbed / "campaign.sqlite")
+    first, second, *rest = store.checkpoints()
+    assert (first.id, second.id, second.round) == ("initial", "r00", 0)
+    assert second.checkpoint.parent == first.checkpoint.sha256
+    assert second.checkpoint.path == "checkpoints/r00/weights.json"
+    assert hashlib.sha256((undisturbed / second.checkpoint.path).read_bytes()).hexdigest() == second.checkpoint.sha256
+    trained_on = [*second.checkpoint.trained_on, *(id_ for record in rest for id_ in record.checkpoint.trained_on)]
+    assert second.checkpoint.trained_on
+    assert sorted(trained_on) == [candidate.id for candidate in store.candidates({State.LEARNED})]
+
+
+def test_agents_see_what_the_store_holds(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.greedy import GreedyAgent
+
+    views: list[CampaignView] = []
+    propose = GreedyAgent.propose
+
+    def spy(self: GreedyAgent, view: CampaignView, n: int) -> list[Target]:
+        views.append(view)
+        return propose(self, view, n)
+
+    monkeypatch.setattr(GreedyAgent, "propose", spy)
+    run(small_config(tmp_path / "run"))
+    assert [view.round for view in views] == [0, 1]
+    assert views[0].seed != views[1].seed
+    assert not views[0].candidates
+    assert len(views[1].candidates) == 6
+    assert views[1].reference_hull.version == 3
+    assert views[1].budget.left("reference_calls") == 8
