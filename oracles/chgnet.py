@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+
+import numpy as np
 
 from discovery.crystal import Crystal
 from discovery.errors import MissingDependencyError
@@ -21,7 +24,7 @@ ELEMENTS = range(1, 95)
 class CHGNetOracle:
     """CHGNet 0.3.0 (Deng et al., Nature Machine Intelligence 5, 1031, 2023).
 
-    Its energies are those of its training set MPtrj: PBE and PBE+U with the Materials Project 2020 corrections contained.
+    Its energies are those of its training set MPtrj: PBE and PBE+U, with the Materials Project 2020 corrections.
     One thread per process is fastest for small crystals: set ``OMP_NUM_THREADS=1``.
     """
 
@@ -53,9 +56,11 @@ class CHGNetOracle:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Compute one crystal, so that the first real one does not pay for lazy initialisation."""
-        copper = Crystal([[0, 1.8, 1.8], [1.8, 0, 1.8], [1.8, 1.8, 0]], [[0, 0, 0]], [29])
-        self.evaluate([copper])
+        """Compute one crystal: the first one pays for lazy initialisation, and torch warns of CHGNet's code once."""
+        copper = Crystal(np.array([[0, 1.8, 1.8], [1.8, 0, 1.8], [1.8, 1.8, 0]]), np.zeros((1, 3)), np.array([29]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.evaluate([copper])
 
     def evaluate(self, crystals: Sequence[Crystal], *, folder: Path | None = None) -> list[Evaluation]:  # noqa: ARG002
         """Return one evaluation per crystal, in order."""

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from discovery.crystal import Crystal
@@ -35,7 +36,7 @@ class GPAWOracle:
 
     A crystal is reduced to its standardised primitive cell first, because cost grows with atoms and with irreducible
     k-points; the evaluation holds that cell, and its energy is the energy of that cell. Atoms and cell are relaxed with
-    BFGS, then the relaxed crystal is computed once more, because the plane waves of a relaxation belong to its first cell.
+    BFGS, then the relaxed crystal is computed once more on plane waves of its own cell.
 
     Every calculation has a folder named after the hash of its crystal and settings, with ``input.json``, ``log.txt``,
     GPAW's own logs, and at last ``result.json``. A folder that already has its result is not computed again.
@@ -63,16 +64,16 @@ class GPAWOracle:
         )
         cutoff: float = Field(600.0, ge=200, le=2000, description="Kinetic energy cutoff of the plane waves, eV.")
         k_density: float = Field(
-            4.0, gt=0, le=20, description="k-points per Å⁻¹ along each reciprocal axis, Γ included."
+            5.0, gt=0, le=20, description="k-points per Å⁻¹ along each reciprocal axis, Γ included."
         )
-        smearing: float = Field(0.05, gt=0, le=1, description="Width of the Fermi–Dirac occupations, eV.")
+        smearing: float = Field(0.1, gt=0, le=1, description="Width of the Fermi–Dirac occupations, eV.")
         energy_tolerance: float = Field(
             1e-5, gt=0, le=1e-2, description="Change of energy at which the SCF ends, eV per valence electron."
         )
         maxiter: int = Field(150, ge=1, description="SCF iterations after which a crystal counts as not converged.")
         spin: Literal["auto", "on", "off"] = Field(
             "auto",
-            description="Spin polarisation with a ferromagnetic start; auto: for 3d metals V–Ni, lanthanides and oxygen.",
+            description="Spin polarisation with a ferromagnetic start; auto: V–Ni, lanthanides, elemental oxygen.",
         )
         setups: dict[str, str] = Field(
             default_factory=dict,
@@ -100,7 +101,7 @@ class GPAWOracle:
             version=__version__,
             functional="PBE",
             potentials=f"gpaw-data {version('gpaw-data')}",
-            settings=f"cutoff {config.cutoff:g} eV, k-density {config.k_density:g} /Å⁻¹, Fermi–Dirac {config.smearing:g} eV, "
+            settings=f"PW {config.cutoff:g} eV, k-density {config.k_density:g} Å, Fermi-Dirac {config.smearing:g} eV, "
             f"SCF {config.energy_tolerance:g} eV, spin {config.spin}, setups {setups}",
         )
 
@@ -154,6 +155,7 @@ class GPAWOracle:
                 "smearing": config.smearing,
                 "convergence": {"energy": config.energy_tolerance},
                 "maxiter": config.maxiter,
+                "symmetry": {"symmorphic": False},
                 "setups": config.setups,
             },
             "relax": {
@@ -203,7 +205,7 @@ def primitive(crystal: Crystal, symprec: float | None) -> Crystal:
         standard = MoyoDataset(cell, symprec=symprec).prim_std_cell
     except ValueError:
         return crystal
-    return Crystal(standard.basis, standard.positions, standard.numbers)
+    return Crystal(np.array(standard.basis), np.array(standard.positions), np.array(standard.numbers))
 
 
 def initial_moments(crystal: Crystal, spin: Literal["auto", "on", "off"]) -> list[float] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -83,11 +82,11 @@ def _model_files(model: str) -> dict[str, Path]:
         If the folder lacks a file, or the Hugging Face cache lacks the model.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir() or os.sep in model.strip(os.sep).replace("/", "", 1) or model.startswith(("/", ".", "~")):
+    if folder.is_dir() or folder.is_absolute() or model.startswith("."):
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise MissingDependencyError(
-                f"matgl model folder {folder} lacks {', '.join(missing)}; set `model` to a folder with {', '.join(FILES)}"
+                f"matgl model folder {folder} lacks {', '.join(missing)}; set `model` to a folder that has them"
             )
         return {name: folder / name for name in FILES}
 
@@ -98,6 +97,6 @@ def _model_files(model: str) -> dict[str, Path]:
         return {name: Path(hf_hub_download(repository, name, local_files_only=True)) for name in FILES}
     except (OSError, ValueError) as error:
         raise MissingDependencyError(
-            f"matgl model {model!r} is neither a folder nor in the local Hugging Face cache; run "
-            f"`hf download {repository}` on a machine with a network, or set `model` to a folder with {', '.join(FILES)}"
+            f"matgl model {model!r} is neither a folder nor in the local Hugging Face cache; run `hf download "
+            f"{repository}` while there is a network, or set `model` to a folder with {', '.join(FILES)}"
         ) from error

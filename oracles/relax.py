@@ -175,7 +175,7 @@ def evaluate(
         try:
             failure = _relax(atoms, guards, optimizer, details) if config.relax else guards.check(atoms)
         except Exception as error:
-            failure = failure_of(error)
+            failure = _failure_of(error)
     if failure is not None:
         seconds = time.perf_counter() - start
         return Evaluation(energy_scale, seconds=seconds, details=details, failure=failure)
@@ -191,10 +191,13 @@ def evaluate(
     )
 
 
-def failure_of(error: Exception) -> Failure:
+def _failure_of(error: Exception) -> Failure:
     """Return the failure that stands for an exception raised while computing one crystal."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    memory = isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower()
+    signs = ("MemoryError", "OutOfMemory", "out of memory", "can't allocate memory")
+    memory = any(sign in text for sign in signs)
+    if "isolated atom" in text:
+        return Failure(FailureKind.UNPHYSICAL, f"an atom has no neighbour that the model can see ({text})")
     return Failure(FailureKind.OUT_OF_MEMORY if memory else FailureKind.CRASHED, text)
 
 
