@@ -268,6 +268,7 @@ def read_csv(
     *,
     max_atoms: int | None = None,
     max_e_above_hull: float | None = None,
+    limit: int | None = None,
 ) -> CsvContent:
     """Read crystals from a CSV file in the format of the CDVAE benchmark files, compressed or not.
 
@@ -284,6 +285,8 @@ def read_csv(
         Keep cells of at most so many atoms.
     max_e_above_hull
         eV/atom; leave out rows that say they are higher.
+    limit
+        Stop after so many crystals.
 
     Raises
     ------
@@ -300,6 +303,8 @@ def read_csv(
         if "cif" not in columns:
             raise InvalidInputError(f"{path} has no column 'cif'; its columns are: {', '.join(columns) or 'none'}")
         for number, row in enumerate(reader, start=1):
+            if limit is not None and len(crystals) >= limit:
+                break
             try:
                 if space is not None and (row_elements := _row_elements(row)) is not None and not row_elements <= space:
                     continue
@@ -423,8 +428,17 @@ def _csv(elements: tuple[str, ...], config: ReferencesConfig) -> list[ReferenceC
 
 
 def _entries(elements: tuple[str, ...], config: ReferencesConfig) -> list[ReferenceCrystal]:
-    """Crystals of a JSON list of pymatgen ``ComputedStructureEntry`` dictionaries; their energies are not used."""
-    path = cast(Path, config.path)
+    return _within(read_entries(cast(Path, config.path)), elements, config.max_e_above_hull)
+
+
+def read_entries(path: Path) -> list[ReferenceCrystal]:
+    """Read the crystals of a JSON list of pymatgen ``ComputedStructureEntry`` dictionaries; energies are not used.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is missing or no such list, or if none of its entries can be used.
+    """
     with _open_text(path, "references.path") as file:
         try:
             data = json.load(file)
@@ -443,7 +457,7 @@ def _entries(elements: tuple[str, ...], config: ReferencesConfig) -> list[Refere
         found.append(ReferenceCrystal(str(entry.get("entry_id") or f"entry-{number}"), crystal, path.name, properties))
     if data and not found:
         raise InvalidInputError(f"{path}: none of its {len(data)} entries has a usable 'structure'")
-    return _within(found, elements, config.max_e_above_hull)
+    return found
 
 
 def _materials_project(elements: tuple[str, ...], config: ReferencesConfig) -> list[ReferenceCrystal]:
