@@ -129,6 +129,36 @@ def report(run: RunArgument) -> None:
     _show_report(run)
 
 
+@app.command()
+def hull(
+    candidates: Annotated[Path, typer.Argument(help="CSV, JSON of entries, extxyz with energies, or a run folder.")],
+    reference: Annotated[Path, typer.Option(help="Entries that the hull is built from, in any of the same forms.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Place candidates on the hull of reference entries; all energies must be of one scale."""
+    from discovery.hull_command import place
+
+    placed = place(candidates, reference)
+    if as_json:
+        typer.echo(json.dumps(placed.to_dict(), indent=2, ensure_ascii=False))
+        return
+    for placement in placed.placements:
+        found = placement.decomposition
+        if found is None:
+            typer.echo(f"{placement.id}\t{placement.formula or '–'}\t{placement.problem}")
+            continue
+        products = " + ".join(f"{amount:.3g} {formula}" for formula, amount in found.products.items())
+        typer.echo(
+            f"{placement.id}\t{placement.formula}\te_above_hull {found.e_above_hull:.4f}\t"
+            f"decomposition energy {found.decomposition_energy:+.4f} eV/atom\t{products}"
+        )
+    n_placed = sum(placement.decomposition is not None for placement in placed.placements)
+    typer.echo(
+        f"{n_placed} of {len(placed.placements)} candidates placed on the hull of {placed.n_reference_phases} entries "
+        f"({placed.energy_kind} energies): {placed.seconds_reading:.2f} s reading, {placed.seconds_hull:.2f} s hull"
+    )
+
+
 def _drive(
     open_campaign: "Callable[[Observer], AbstractContextManager[Campaign]]", run: Path, rounds: int, quiet: bool
 ) -> None:

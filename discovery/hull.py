@@ -1,21 +1,23 @@
 """The convex hull of formation energy over composition, for one energy scale.
 
-pymatgen's ``PhaseDiagram`` does the geometry; this module adds the rules of the engine: one energy scale per hull,
-versions, decomposition energies against a hull from which entries are left out, and verdicts.
+:mod:`discovery.convex` does the geometry, one chemical system at a time; this module adds the rules of the engine: one
+energy scale per hull, versions, decomposition energies against a hull from which entries are left out, and verdicts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain, combinations
 from typing import Any, Literal
 
-from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+import numpy as np
 from pymatgen.core import Composition, Element
-from pymatgen.entries import Entry
 
+from discovery.convex import LowerHull
 from discovery.crystal import Crystal
 from discovery.errors import EnergyScaleError, InvalidInputError
 from discovery.matching import Matcher
@@ -23,7 +25,10 @@ from discovery.types import EnergyScale, Stability, Verdict
 
 PHASE_FORMAT = "discovery.phase/1"
 
-NUMERICAL_TOLERANCE = PhaseDiagram.numerical_tol
+ChemicalSystem = frozenset[str]
+"""Element symbols."""
+
+NUMERICAL_TOLERANCE = 1e-8
 """eV/atom below which an energy above the hull is rounding error and counts as zero."""
 
 
@@ -144,38 +149,67 @@ class Hull:
     energy_scale: EnergyScale
     phases: tuple[Phase, ...] = ()
     version: int = 0
-    _diagrams: dict[tuple[frozenset[str], frozenset[str]], PhaseDiagram] = field(
+    _systems: dict[ChemicalSystem, _System] = field(init=False, repr=False, compare=False)
+    _by_id: dict[str, Phase] = field(init=False, repr=False, compare=False)
+    _terminals: dict[str, Phase] = field(init=False, repr=False, compare=False)
+    _regions: dict[tuple[ChemicalSystem, frozenset[str]], _Region] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        seen: set[str] = set()
-        for phase in self.phases:
+        self._index(self.phases, {}, {}, {})
+
+    def _index(
+        self,
+        phases: Iterable[Phase],
+        systems: dict[ChemicalSystem, _System],
+        by_id: dict[str, Phase],
+        terminals: dict[str, Phase],
+    ) -> None:
+        """Check `phases` and set the indices to those given with `phases` added."""
+        added: dict[ChemicalSystem, list[Phase]] = defaultdict(list)
+        for phase in phases:
             if phase.energy_scale != self.energy_scale:
                 raise EnergyScaleError(
                     f"phase {phase.id!r} has energy scale {phase.energy_scale} ({phase.energy_scale!r}), the hull has "
                     f"{self.energy_scale} ({self.energy_scale!r}); compute the phase with the hull's oracle"
                 )
-            if phase.id in seen:
+            if phase.id in by_id:
                 raise InvalidInputError(f"phase id {phase.id!r} occurs twice in the hull; add each phase once")
-            seen.add(phase.id)
+            by_id[phase.id] = phase
+            added[frozenset(phase.composition)].append(phase)
+            if len(phase.composition) == 1:
+                (element,) = phase.composition
+                known = terminals.get(element)
+                if known is None or _by_energy(phase) < _by_energy(known):
+                    terminals[element] = phase
+        for elements, members in added.items():
+            known_members = systems[elements].phases if elements in systems else ()
+            systems[elements] = _System.of(elements, (*known_members, *members))
+        for name, value in (("_systems", systems), ("_by_id", by_id), ("_terminals", terminals)):
+            object.__setattr__(self, name, value)
 
     def add(self, phases: Iterable[Phase]) -> Hull:
-        """Return the hull of the next version with `phases` added."""
-        return Hull(self.energy_scale, (*self.phases, *phases), self.version + 1)
+        """Return the hull of the next version with `phases` added.
 
-    @cached_property
-    def _by_id(self) -> dict[str, Phase]:
-        return {phase.id: phase for phase in self.phases}
-
-    @cached_property
-    def _terminals(self) -> dict[str, Phase]:
-        """Element → its phase of lowest energy per atom."""
-        terminals: dict[str, Phase] = {}
-        for phase in sorted(self.phases, key=lambda phase: (phase.energy_per_atom, phase.id)):
-            if len(phase.composition) == 1:
-                terminals.setdefault(next(iter(phase.composition)), phase)
-        return terminals
+        Only the chemical systems that contain an added phase are computed anew, and only if it changes their hull.
+        """
+        new = tuple(phases)
+        hull = object.__new__(Hull)
+        for name, value in (
+            ("energy_scale", self.energy_scale),
+            ("phases", (*self.phases, *new)),
+            ("version", self.version + 1),
+        ):
+            object.__setattr__(hull, name, value)
+        hull._index(new, dict(self._systems), dict(self._by_id), dict(self._terminals))
+        kept = {
+            key: region
+            for key, region in self._regions.items()
+            if not any(region.is_changed_by(phase) for phase in new if phase.composition.keys() <= key[0])
+        }
+        object.__setattr__(hull, "_regions", kept)
+        return hull
 
     @property
     def elements(self) -> tuple[str, ...]:
@@ -214,33 +248,29 @@ class Hull:
         _checked(composition, "composition")
         if not composition.keys() <= self._terminals.keys():
             return None
-        diagram = self._diagram(frozenset(composition), frozenset())
+        region = self._region(frozenset(composition), frozenset())
         # As long as no phase on the hull is left out, leaving out others changes nothing.
-        if not set(_ids(diagram.stable_entries)).isdisjoint(exclude):
-            left_out = self._by_id.keys() & set(exclude)
-            elements = {
-                element
-                for phase in self.phases
-                if len(phase.composition) == 1 and phase.id not in left_out
-                for element in phase.composition
-            }
-            if not composition.keys() <= elements:
+        if not region.stable_ids.isdisjoint(exclude):
+            left_out = frozenset(self._by_id.keys() & set(exclude))
+            if not all(self._has_terminal(element, left_out) for element in composition):
                 return None
-            diagram = self._diagram(frozenset(composition), frozenset(left_out))
-        products: dict[str, float] = {}
-        amounts, hull_energy = diagram.get_decomp_and_hull_energy_per_atom(Composition(composition))
-        for entry, amount in amounts.items():
-            products[entry.composition.reduced_formula] = float(amount)
-        energy = float(energy_per_atom - hull_energy)
-        return Decomposition(energy, energy if energy > NUMERICAL_TOLERANCE else 0.0, products)
+            region = self._region(frozenset(composition), left_out)
+        return region.decompose(composition, energy_per_atom)
+
+    def _has_terminal(self, element: str, left_out: Collection[str]) -> bool:
+        return any(phase.id not in left_out for phase in self._systems[frozenset([element])].phases)
 
     @cached_property
     def stable_phases(self) -> tuple[Phase, ...]:
         """The phases on the hull, one per composition, sorted by id; of the part of the space with all its elements."""
-        if not self._terminals:
-            return ()
-        diagram = self._diagram(frozenset(self._terminals), frozenset())
-        return tuple(sorted((self._by_id[id_] for id_ in _ids(diagram.stable_entries)), key=lambda phase: phase.id))
+        stable = [
+            self._by_id[id_]
+            for elements in self._systems
+            if elements <= self._terminals.keys()
+            for id_ in self._region(elements, frozenset()).stable_ids
+            if self._by_id[id_].composition.keys() == elements
+        ]
+        return tuple(sorted(stable, key=lambda phase: phase.id))
 
     def judge(self, phase_id: str, threshold: float, metastable_threshold: float) -> Verdict:
         """Give the verdict on a phase of this hull.
@@ -304,21 +334,85 @@ class Hull:
             and matcher.find(phase.crystal, {other.id: other.crystal}) is not None
         }
 
-    def _diagram(self, elements: frozenset[str], left_out: frozenset[str]) -> PhaseDiagram:
-        """Phase diagram of the space of `elements` without the phases `left_out`; built once."""
+    def _region(self, elements: ChemicalSystem, left_out: frozenset[str]) -> _Region:
+        """Hull over the space of `elements` without the phases `left_out`; built once."""
         key = (elements, left_out)
-        if key not in self._diagrams:
-            entries = [
-                PDEntry(Composition(phase.composition), phase.energy, name=phase.id)
-                for phase in self.phases
-                if phase.composition.keys() <= elements and phase.id not in left_out
-            ]
-            self._diagrams[key] = PhaseDiagram(entries, [Element(element) for element in sorted(elements)])
-        return self._diagrams[key]
+        if key not in self._regions:
+            self._regions[key] = _Region(elements, [s.without(left_out) for s in self._systems_within(elements)])
+        return self._regions[key]
+
+    def _systems_within(self, elements: ChemicalSystem) -> Iterable[_System]:
+        if 2 ** len(elements) > len(self._systems):
+            return [system for key, system in self._systems.items() if key <= elements]
+        subsets = chain.from_iterable(combinations(sorted(elements), n) for n in range(1, len(elements) + 1))
+        return [self._systems[key] for key in map(frozenset, subsets) if key in self._systems]
 
 
-def _ids(entries: Iterable[Entry]) -> list[str]:
-    return [entry.name for entry in entries if isinstance(entry, PDEntry)]
+@dataclass(frozen=True)
+class _System:
+    """The phases with exactly these elements, as numbers.
+
+    `fractions` has one column per element, in the order of `elements`, which is sorted by symbol.
+    """
+
+    elements: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    fractions: np.ndarray
+    energies: np.ndarray
+
+    @classmethod
+    def of(cls, elements: ChemicalSystem, phases: Sequence[Phase]) -> _System:
+        columns = tuple(sorted(elements))
+        ordered = tuple(sorted(phases, key=_by_energy))
+        amounts = np.array([[phase.composition[element] for element in columns] for phase in ordered])
+        energies = np.array([phase.energy_per_atom for phase in ordered])
+        return cls(columns, ordered, amounts.reshape(-1, len(columns)) / amounts.sum(axis=1, keepdims=True), energies)
+
+    def without(self, left_out: Collection[str]) -> _System:
+        kept = [row for row, phase in enumerate(self.phases) if phase.id not in left_out] if left_out else None
+        if kept is None or len(kept) == len(self.phases):
+            return self
+        phases = tuple(self.phases[row] for row in kept)
+        return _System(self.elements, phases, self.fractions[kept], self.energies[kept])
+
+
+class _Region:
+    """The hull over one chemical system and all systems within it."""
+
+    def __init__(self, elements: ChemicalSystem, systems: Sequence[_System]) -> None:
+        self._elements = tuple(sorted(elements))
+        self._phases = [phase for system in systems for phase in system.phases]
+        column = {element: index for index, element in enumerate(self._elements)}
+        fractions = np.zeros((len(self._phases), len(self._elements)))
+        start = 0
+        for system in systems:
+            stop = start + len(system.phases)
+            fractions[start:stop, [column[element] for element in system.elements]] = system.fractions
+            start = stop
+        self._hull = LowerHull(fractions, np.concatenate([system.energies for system in systems]))
+
+    @cached_property
+    def stable_ids(self) -> frozenset[str]:
+        return frozenset(self._phases[row].id for row in self._hull.vertices)
+
+    def _fractions(self, composition: Mapping[str, float]) -> np.ndarray:
+        amounts = np.array([composition.get(element, 0.0) for element in self._elements], dtype=np.float64)
+        return amounts / amounts.sum()
+
+    def is_changed_by(self, phase: Phase) -> bool:
+        """Whether the hull moves, or has another corner, when `phase` is added."""
+        return self.decompose(phase.composition, phase.energy_per_atom).e_above_hull == 0.0
+
+    def decompose(self, composition: Mapping[str, float], energy_per_atom: float) -> Decomposition:
+        fractions = self._fractions(composition)
+        rows, amounts = self._hull.products(fractions)
+        products = {self._phases[row].formula: float(n) for row, n in zip(rows, amounts, strict=True)}
+        energy = energy_per_atom - float(amounts @ [self._phases[row].energy_per_atom for row in rows])
+        return Decomposition(energy, energy if energy > NUMERICAL_TOLERANCE else 0.0, products)
+
+
+def _by_energy(phase: Phase) -> tuple[float, str]:
+    return phase.energy_per_atom, phase.id
 
 
 def _checked(composition: Mapping[str, float], what: str) -> None:

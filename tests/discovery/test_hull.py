@@ -1,5 +1,7 @@
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 from ase.build import bulk
@@ -11,6 +13,8 @@ from pymatgen.core import Composition
 from discovery.crystal import Crystal
 from discovery.errors import EnergyScaleError, InvalidInputError
 from discovery.hull import Hull, Phase
+from discovery.hull_command import hull_of
+from discovery.sets import read_set
 from discovery.types import EnergyScale, Stability
 
 SCALE = EnergyScale("code", "1", "PBE")
@@ -261,3 +265,74 @@ def test_phase_survives_json():
     assert Phase.from_dict(json.loads(json.dumps(p.to_dict()))) == p
     with pytest.raises(InvalidInputError, match="format"):
         Phase.from_dict({**p.to_dict(), "format": "discovery.phase/0"})
+
+
+def random_phases(elements, n, seed, prefix="p"):
+    """Terminals at 0 and phases of one to all elements with random energies."""
+    rng = random.Random(seed)  # noqa: S311
+    phases = [phase(f"{prefix}-{element}", element, 0.0) for element in elements]
+    for number in range(n):
+        chosen = rng.sample(elements, rng.randint(1, len(elements)))
+        formula = "".join(f"{element}{rng.randint(1, 9)}" for element in chosen)
+        phases.append(phase(f"{prefix}-{number}", formula, rng.gauss(0.0, 1.0) if len(chosen) > 1 else rng.random()))
+    return phases
+
+
+@pytest.mark.parametrize(("n_elements", "n"), [(2, 400), (3, 800), (4, 600), (5, 200)])
+def test_many_phases_agree_with_pymatgen(n_elements, n):
+    elements = ["Li", "Mn", "O", "F", "Cu"][:n_elements]
+    phases = random_phases(elements, n, seed=n_elements)
+    hull, known = Hull(SCALE, tuple(phases)), entries(phases)
+    diagram = PhaseDiagram(known.values())
+    queries = random_phases(elements, 200, seed=99, prefix="q")[n_elements:]
+    for p in phases[:200] + queries:
+        entry = PDEntry(Composition(p.composition), p.energy)
+        _, energy = diagram.get_decomp_and_e_above_hull(entry, allow_negative=True, check_stable=False)
+        assert hull.decompose(p.composition, p.energy_per_atom).decomposition_energy == pytest.approx(energy, abs=1e-9)
+    assert {p.id for p in hull.stable_phases} == {entry.name for entry in diagram.stable_entries}
+
+
+def test_added_phases_give_the_hull_that_is_built_at_once():
+    phases = random_phases(["Li", "Mn", "O", "F"], 200, seed=3)
+    grown = Hull(SCALE, tuple(phases[:50]))
+    for p in phases[50:]:
+        grown.decompose(p.composition, p.energy_per_atom)  # fills the caches that the next addition may spoil
+        grown = grown.add([p])
+    at_once = Hull(SCALE, tuple(phases))
+    for p in phases:
+        expected = at_once.decompose(p.composition, p.energy_per_atom).decomposition_energy
+        assert grown.decompose(p.composition, p.energy_per_atom).decomposition_energy == pytest.approx(expected)
+    assert grown.stable_phases == at_once.stable_phases
+
+
+def test_products_add_up_to_the_composition_and_its_hull_energy():
+    phases = random_phases(["Li", "Mn", "O"], 300, seed=5)
+    hull = Hull(SCALE, tuple(phases))
+    energies = {p.formula: p.energy_per_atom for p in hull.stable_phases}
+    for p in random_phases(["Li", "Mn", "O"], 100, seed=6):
+        found = hull.decompose(p.composition, p.energy_per_atom)
+        total = Composition()
+        for formula, amount in found.products.items():
+            product = Composition(formula)
+            total += product * (amount / product.num_atoms)
+        assert total.almost_equals(Composition(p.composition) / sum(p.composition.values()), atol=1e-6)
+        energy = sum(amount * energies[formula] for formula, amount in found.products.items())
+        assert p.energy_per_atom - energy == pytest.approx(found.decomposition_energy)
+
+
+MP20 = Path(os.environ.get("DISCOVERY_SHARED", Path(__file__).parents[3] / "shared")) / "data/mp_20_bt"
+
+
+@pytest.mark.skipif(not MP20.exists(), reason=f"{MP20} is missing; set DISCOVERY_SHARED")
+def test_real_entries_agree_with_pymatgen():
+    known, wanted = (read_set(MP20 / f"{name}.csv.gz", crystals=False) for name in ("train", "test"))
+    hull = hull_of(known, "formation", SCALE)
+    by_elements = {p.id: (p, frozenset(p.composition)) for p in hull.phases}
+    for member in wanted.members[:80]:
+        elements = frozenset(member.composition)
+        own = [PDEntry(Composition(p.composition), p.energy) for p, of_p in by_elements.values() if of_p <= elements]
+        composition, energy = Composition(member.composition), member.energies.formation
+        entry = PDEntry(composition, energy * composition.num_atoms)
+        _, expected = PhaseDiagram(own).get_decomp_and_e_above_hull(entry, allow_negative=True, check_stable=False)
+        found = hull.decompose(member.composition, energy)
+        assert found.decomposition_energy == pytest.approx(expected, abs=1e-6)
