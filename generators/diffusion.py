@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class LogSNRSchedule:
     kind: Literal["cosine", "linear"] = "cosine"
     minimum: float = -20.0
     maximum: float = 20.0
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def __call__(self, t: Tensor) -> Tensor:
         """Return λ(t), float32 or wider, same shape as `t`."""

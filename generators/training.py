@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class TrainingConfig:
     bf16: bool = False
     seed: int = 0
     time_limit: float | None = None
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def learning_rate_factor(self, step: int, seconds: float = 0.0) -> float:
         """Return the learning rate at `step`, after `seconds` of training, as a fraction of its peak."""
@@ -153,7 +155,7 @@ def train(
     *,
     folder: Path | None = None,
     save_every: int = 1000,
-    on_step: Callable[[int, tuple[float, ...]], bool | None] | None = None,
+    on_step: Callable[[int, tuple[float, ...], dict[str, Tensor]], bool | None] | None = None,
 ) -> dict[str, Tensor]:
     """Train `model` in place and return the averaged weights.
 
@@ -170,7 +172,8 @@ def train(
     save_every
         Steps between two saves of that state.
     on_step
-        Called with the number of finished steps and the mean losses of the last one; a true answer ends the training.
+        Called with the number of finished steps, the mean losses of the last one and the averaged weights; a true
+        answer ends the training.
 
     Returns
     -------
@@ -195,6 +198,7 @@ def train(
         for group in engine.optimizer.param_groups:
             group["lr"] = config.learning_rate * config.learning_rate_factor(step, time.monotonic() - began)
         noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        torch.manual_seed(config.seed * 1_000_003 + step)  # of dropout
         totals: list[float] = []
         for micro_batch in next(iterator):
             losses = engine(micro_batch, noise)
@@ -205,7 +209,9 @@ def train(
         done = step + 1
         means = tuple(total / config.micro_batches for total in totals)
         seconds = time.monotonic() - began
-        stop = bool(on_step and on_step(done, means)) or (config.time_limit is not None and seconds > config.time_limit)
+        stop = bool(on_step and on_step(done, means, ema.weights)) or (
+            config.time_limit is not None and seconds > config.time_limit
+        )
         if folder is not None and (stop or done % save_every == 0 or done == config.steps):
             with _stdout_to_stderr():
                 engine.save_checkpoint(str(folder), client_state={"step": done, "seconds": seconds, "ema": ema.weights})

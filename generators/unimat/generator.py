@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
@@ -21,10 +19,11 @@ from discovery.types import Checkpoint, Failure, FailureKind, LabelledCrystal, S
 from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, train
-from generators.unimat.model import TokenModel, TokenModelConfig
+from generators.unimat.dense import DenseModel
+from generators.unimat.train import UniMatTrainConfig, train_model, validation_loss
+from generators.unimat.weights import load_checkpoint, save_checkpoint
 
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "mp20-bt-token.safetensors"
-_DATA_FIELDS = ("lattice", "n_atoms", "frac", "numbers", "properties")
 
 
 class FineTuneConfig(PluginConfig):
@@ -70,13 +69,15 @@ def canonical(crystal: Crystal) -> Crystal:
 
 
 class UniMatGenerator:
-    """Composition-conditioned diffusion on the UniMat representation (arXiv 2311.09235), token variant.
+    """Diffusion on the UniMat representation (arXiv 2311.09235); the checkpoint says which variant.
 
-    Exact compositions are guaranteed: the occupied slots are given and only geometry is sampled. A target with an
-    element set takes the counts of a random training crystal with as many elements, and random elements for them.
+    Exact compositions are guaranteed: the occupied slots are given and only geometry is sampled. For a target with an
+    element set, the dense variant (``unet3d``) samples which atoms there are; the token variant takes the counts of a
+    random training crystal with as many elements, and random elements for them.
     """
 
     Config = UniMatConfig
+    TrainConfig = UniMatTrainConfig
 
     def __init__(self, config: UniMatConfig) -> None:
         self.config = config
@@ -112,113 +113,145 @@ class UniMatGenerator:
         self._checkpoint = checkpoint
 
     def _read(self, path: Path) -> None:
-        tensors, self._metadata = checkpoints.load(path)
-        if self._metadata.get("kind") != "unimat-token":
-            raise InvalidInputError(f"checkpoint {path} is of kind {self._metadata.get('kind')!r}, not 'unimat-token'")
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "replay": {}, "held_out": {}}
-        for name, tensor in tensors.items():
-            group, _, rest = name.partition(".")
-            groups[group][rest] = tensor
-        config = TokenModelConfig.from_dict(self._metadata["model"])
-        self._model = TokenModel(config)
-        self._model.load_state_dict(groups["model"])
+        self._model, self._replay, self._held_out, self._metadata = load_checkpoint(path)
         self._model.to(self._device).eval()
-        self._replay = _arrays(groups["replay"], config.property_names)
-        self._held_out = _arrays(groups["held_out"], config.property_names)
 
     def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
         """Return ``sum(t.n_samples)`` samples ordered by target."""
-        samples: list[Sample] = []
+        samples: list[list[Sample]] = [[] for _ in targets]
+        pending: dict[frozenset[tuple[str, float]], list[tuple[int, np.ndarray]]] = {}
         for index, target in enumerate(targets):
-            rng = np.random.default_rng([seed, index])
-            unknown = set(target.guidance) - set(self._model.config.property_names)
+            unknown = set(target.guidance) - set(self._model.property_names)
             if unknown:
                 raise InvalidInputError(
                     f"guidance on {', '.join(sorted(unknown))} is unknown to this checkpoint; "
-                    f"it knows {', '.join(self._model.config.property_names) or 'none'}"
+                    f"it knows {', '.join(self._model.property_names) or 'none'}"
                 )
             problem = self._problem(target)
             if problem is not None:
                 failure = Failure(FailureKind.INVALID_INPUT, f"unimat: {problem}")
-                samples += [Sample(index, None, failure)] * target.n_samples
-                continue
-            for first in range(0, target.n_samples, self.config.batch_size):
-                count = min(self.config.batch_size, target.n_samples - first)
-                samples += self._sample_batch(index, target, count, rng)
-        return samples
+                samples[index] = [Sample(index, None, failure)] * target.n_samples
+            elif target.elements is not None and isinstance(self._model, DenseModel):
+                samples[index] = self._sample_elements(self._model, index, target, seed)
+            else:
+                rng = np.random.default_rng([seed, index])
+                jobs = pending.setdefault(frozenset(target.guidance.items()), [])
+                jobs += [(index, self._atoms(target, rng)) for _ in range(target.n_samples)]
+        for number, (guidance, jobs) in enumerate(pending.items()):
+            generator = _torch_generator([seed, number])
+            jobs.sort(key=lambda job: len(job[1]))
+            for first in range(0, len(jobs), self.config.batch_size):
+                batch = jobs[first : first + self.config.batch_size]
+                for sample in self._sample_batch(batch, dict(guidance), generator):
+                    samples[sample.target].append(sample)
+        return [sample for of_target in samples for sample in of_target]
 
     def _problem(self, target: Target) -> str | None:
         """Return why `target` cannot be sampled, or None."""
         from pymatgen.core import Element
 
-        for symbol in target.composition or target.elements or ():
+        symbols = target.composition or target.elements or ()
+        for symbol in symbols:
             if not Element.is_valid_symbol(symbol):
                 return f"{symbol} is not an element"
         size = sum((target.composition or {}).values())
         if size > self.config.max_atoms:
             return f"{target.label} has {size} atoms, more than generator.max_atoms = {self.config.max_atoms}"
-        return None
+        if target.composition is not None:
+            return self._model.misfit(_numbers(target.composition))
+        misfits = [self._model.misfit(_numbers({symbol: 1})) for symbol in symbols]
+        return None if None in misfits else misfits[0]
 
-    def _sample_batch(self, index: int, target: Target, count: int, rng: np.random.Generator) -> list[Sample]:
+    def _options(self, guidance: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "steps": self.config.steps,
+            "gamma": self.config.gamma,
+            "deterministic": self.config.sampler == "deterministic",
+            "properties": guidance or None,
+            "guidance_weight": self.config.guidance_weight,
+        }
+
+    def _sample_batch(
+        self, jobs: Sequence[tuple[int, np.ndarray]], guidance: Mapping[str, float], generator: torch.Generator
+    ) -> list[Sample]:
+        """Sample crystals of given atoms; a job is the index of its target and atomic numbers."""
         start = time.perf_counter()
-        atoms = [self._atoms(target, rng) for _ in range(count)]
-        numbers = np.zeros((count, max(map(len, atoms))), dtype=np.int64)
-        for row, z in zip(numbers, atoms, strict=True):
-            row[: len(z)] = z
-        frac, lattice = self._model.sample(
-            numbers,
-            generator=torch.Generator().manual_seed(int(rng.integers(2**62))),
-            steps=self.config.steps,
-            gamma=self.config.gamma,
-            deterministic=self.config.sampler == "deterministic",
-            properties=dict(target.guidance) or None,
-            guidance_weight=self.config.guidance_weight,
-        )
-        seconds = (time.perf_counter() - start) / count
-        samples = []
-        for z, x, vectors in zip(atoms, frac, lattice, strict=True):
-            try:
-                samples.append(Sample(index, Crystal(vectors, x[: len(z)], z), seconds=seconds))
-            except InvalidInputError as error:
-                failure = Failure(FailureKind.UNPHYSICAL, f"unimat: {error}")
-                samples.append(Sample(index, None, failure, seconds))
+        numbers = np.zeros((len(jobs), max(len(atoms) for _, atoms in jobs)), dtype=np.int64)
+        for row, (_, atoms) in zip(numbers, jobs, strict=True):
+            row[: len(atoms)] = atoms
+        frac, lattice = self._model.sample(numbers, generator=generator, **self._options(guidance))
+        seconds = (time.perf_counter() - start) / len(jobs)
+        return [
+            _sample(index, vectors, x[: len(atoms)], atoms, seconds)
+            for (index, atoms), x, vectors in zip(jobs, frac, lattice, strict=True)
+        ]
+
+    def _sample_elements(self, model: DenseModel, index: int, target: Target, seed: int) -> list[Sample]:
+        """Sample crystals of any number of atoms of the target's elements; all elements together restrict nothing."""
+        elements = set(_numbers(dict.fromkeys(target.elements or (), 1)).tolist())
+        known = set(model.config.layout.atomic_numbers.ravel().tolist()) - {0}
+        generator = _torch_generator([seed, index])
+        samples: list[Sample] = []
+        for first in range(0, target.n_samples, self.config.batch_size):
+            start = time.perf_counter()
+            count = min(self.config.batch_size, target.n_samples - first)
+            chosen = None if elements >= known else sorted(elements & known)
+            sampled = model.sample_elements(chosen, count, generator=generator, **self._options(target.guidance))
+            seconds = (time.perf_counter() - start) / count
+            for position in range(count):
+                one = sampled.take([position])
+                samples.append(_sample(index, one.lattice[0], one.frac, one.numbers, seconds))
         return samples
 
     def _atoms(self, target: Target, rng: np.random.Generator) -> np.ndarray:
-        from pymatgen.core import Element
-
         if target.composition is not None:
-            counts = target.composition
-        else:
-            elements = rng.permutation(target.elements or ())
-            templates = [c for c in self._metadata["count_templates"] if len(c) <= len(elements)]
-            if not templates:
-                templates = [[1] * len(elements)]
-            template = templates[rng.integers(len(templates))]
-            counts = {str(element): int(n) for element, n in zip(elements, template, strict=False)}
-        return np.repeat([Element(symbol).Z for symbol in counts], list(counts.values()))
+            return _numbers(target.composition)
+        elements = rng.permutation(target.elements or ())
+        templates = [c for c in self._metadata["count_templates"] if len(c) <= len(elements)]
+        if not templates:
+            templates = [[1] * len(elements)]
+        template = templates[rng.integers(len(templates))]
+        return _numbers({str(element): int(n) for element, n in zip(elements, template, strict=False)})
 
-    def _loss(self, data: CrystalArrays) -> float:
-        return sum(validation_loss(self._model, data))
+    @classmethod
+    def train(
+        cls,
+        crystals: Sequence[LabelledCrystal],
+        validation: Sequence[LabelledCrystal],
+        *,
+        config: UniMatTrainConfig,
+        folder: Path,
+        metadata: Mapping[str, Any],
+    ) -> Checkpoint:
+        """Train new weights on `crystals`, going on with what `folder` already holds."""
+        return train_model(
+            [replace(item, crystal=canonical(item.crystal)) for item in crystals],
+            [replace(item, crystal=canonical(item.crystal)) for item in validation],
+            config,
+            folder,
+            metadata,
+        )
 
     def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:
         """Fine-tune on `crystals` mixed with replayed training data, through DeepSpeed.
 
         The parent's weights stay in use, and ``metrics["accepted"]`` is 0, if the held-out loss rises by more than
-        ``learn.max_loss_increase``. Returns None if there is nothing to learn from.
+        ``learn.max_loss_increase``. Returns None if there is nothing to learn from;
+        crystals that do not fit the dense variant's layout are left out.
         """
         settings = self.config.learn
         if not crystals or settings.steps == 0:
             return None
         start = time.perf_counter()
-        names = self._model.config.property_names
-        new = CrystalArrays.from_crystals(
-            [LabelledCrystal(canonical(item.crystal), item.properties, item.id) for item in crystals], names
-        )
+        canonical_crystals = [replace(item, crystal=canonical(item.crystal)) for item in crystals]
+        fitting = [item for item in canonical_crystals if self._model.misfit(item.crystal.atomic_numbers) is None]
+        if not fitting:
+            return None
+        new = CrystalArrays.from_crystals(fitting, self._model.property_names)
         ratio = settings.new_fraction / (1 - settings.new_fraction + 1e-9)
         copies = max(1, round(ratio * len(self._replay) / len(new)))
         data = self._replay.concatenate(new.take(np.tile(np.arange(len(new)), copies)))
-        before_new, before = self._loss(new), self._loss(self._held_out)
+        before_new, before = (sum(validation_loss(self._model, part)) for part in (new, self._held_out))
         parent = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         training = TrainingConfig(
             steps=settings.steps,
@@ -238,7 +271,7 @@ class UniMatGenerator:
         weights = train(self._model, batches, training)
         self._model.load_state_dict(weights)
         self._model.eval()
-        after_new, after = self._loss(new), self._loss(self._held_out)
+        after_new, after = (sum(validation_loss(self._model, part)) for part in (new, self._held_out))
         accepted = bool(np.isfinite(after) and after <= before * (1 + settings.max_loss_increase))
         metrics = {
             "held_out_loss_before": before,
@@ -253,60 +286,30 @@ class UniMatGenerator:
             self._model.load_state_dict(parent)
             return replace(self._checkpoint, metrics=metrics)
         self._replay = self._replay.concatenate(new)
-        trained_on = tuple(item.id for item in crystals)
+        trained_on = tuple(item.id for item in fitting)
         parent_hash = self._checkpoint.sha256
         self._metadata = {**self._metadata, "parent": parent_hash, "trained_on": list(trained_on), "metrics": metrics}
-        path = folder / "unimat-token.safetensors"
-        digest = save_token_checkpoint(path, self._model, self._replay, self._held_out, self._metadata)
+        path = folder / f"{self._model.kind}.safetensors"
+        digest = save_checkpoint(path, self._model, self._replay, self._held_out, self._metadata)
         self._checkpoint = Checkpoint(str(path), digest, parent_hash, trained_on, metrics)
         return self._checkpoint
 
 
-def _arrays(tensors: dict[str, Tensor], property_names: tuple[str, ...]) -> CrystalArrays:
-    fields = {name: tensors[name].numpy() for name in _DATA_FIELDS}
-    return CrystalArrays(
-        fields["lattice"].astype(np.float64),
-        fields["n_atoms"].astype(np.int64),
-        fields["frac"].astype(np.float64),
-        fields["numbers"].astype(np.int64),
-        fields["properties"].astype(np.float64),
-        property_names,
-    )
+def _numbers(counts: Mapping[str, int]) -> np.ndarray:
+    """Return atomic numbers, element after element, of a composition such as ``{"Mg": 2, "Si": 1}``."""
+    from pymatgen.core import Element
+
+    return np.repeat([Element(symbol).Z for symbol in counts], list(counts.values()))
 
 
-def save_token_checkpoint(
-    path: Path, model: TokenModel, replay: CrystalArrays, held_out: CrystalArrays, metadata: dict[str, Any]
-) -> str:
-    """Write a checkpoint of the token variant and return its SHA-256.
-
-    It holds the weights, the training crystals to replay in fine-tuning and the held-out crystals that guard it.
-    """
-    tensors = {f"model.{name}": tensor.float() for name, tensor in model.state_dict().items()}
-    dtypes = {"lattice": "f4", "n_atoms": "u1", "frac": "f4", "numbers": "u1", "properties": "f4"}
-    for group, data in (("replay", replay), ("held_out", held_out)):
-        for name in _DATA_FIELDS:
-            tensors[f"{group}.{name}"] = torch.from_numpy(getattr(data, name).astype(dtypes[name]))
-    return checkpoints.save(path, tensors, {**metadata, "kind": "unimat-token", "model": asdict(model.config)})
+def _torch_generator(seed: Sequence[int]) -> torch.Generator:
+    return torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
 
 
-def count_templates(data: CrystalArrays) -> list[list[int]]:
-    """Return the atom counts per element of every crystal, largest count first."""
-    starts = np.concatenate([[0], np.cumsum(data.n_atoms)])
-    return [
-        sorted(np.unique(data.numbers[a:b], return_counts=True)[1].tolist(), reverse=True) for a, b in pairwise(starts)
-    ]
-
-
-@torch.no_grad()
-def validation_loss(model: TokenModel, data: CrystalArrays, *, repeats: int = 4) -> tuple[float, float]:
-    """Return the mean coordinate and lattice losses on `data`, always with the same noise."""
-    order = np.argsort(data.n_atoms, kind="stable")
-    generator = torch.Generator().manual_seed(0)
-    totals = np.zeros(2)
-    for _ in range(repeats):
-        for first in range(0, len(data), 64):
-            chosen = order[first : first + 64]
-            losses = model(model.batch(data.take(chosen)), generator)
-            totals += np.array([float(loss) for loss in losses]) * len(chosen)
-    frac_loss, lattice_loss = (totals / (repeats * len(data))).tolist()
-    return frac_loss, lattice_loss
+def _sample(target: int, lattice: np.ndarray, frac: np.ndarray, numbers: np.ndarray, seconds: float) -> Sample:
+    if len(numbers) == 0:
+        return Sample(target, None, Failure(FailureKind.UNPHYSICAL, "unimat: no slot came out occupied"), seconds)
+    try:
+        return Sample(target, Crystal(lattice, frac, numbers), seconds=seconds)
+    except InvalidInputError as error:
+        return Sample(target, None, Failure(FailureKind.UNPHYSICAL, f"unimat: {error}"), seconds)

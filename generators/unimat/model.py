@@ -1,10 +1,11 @@
-"""The diffusion process of the token variant: loss and sampler; torch and numpy only."""
+"""What UniMat's variants share, and the diffusion process of the token variant; torch and numpy only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,148 @@ from generators.diffusion import (
     wrapped_normal_noise,
 )
 from generators.unimat.token import TokenBatch, TokenNetwork
+
+OnStep = Callable[[float, np.ndarray, np.ndarray], None]
+"""Takes t, fractional coordinates (B, N, 3) and lattice vectors (B, 3, 3) of unfinished samples."""
+
+
+class ModelConfig(Protocol):
+    """What the configurations of all variants have."""
+
+    @property
+    def property_names(self) -> tuple[str, ...]:
+        """Auxiliary properties the model can be conditioned on."""
+        ...
+
+
+class CrystalBatch(NamedTuple):
+    """Padded clean crystals.
+
+    Parameters
+    ----------
+    numbers
+        Atomic numbers, int64, shape (B, N); 0 marks padding.
+    frac
+        Fractional coordinates, float32, shape (B, N, 3).
+    vectors
+        Lattice vectors as rows, Å, float64, shape (B, 3, 3).
+    properties
+        Standardised auxiliary properties, shape (B, P); NaN where unknown.
+    """
+
+    numbers: Tensor
+    frac: Tensor
+    vectors: Tensor
+    properties: Tensor
+
+
+class UniMatModel(nn.Module):
+    """A variant of UniMat: scales of its data, loss and sampler.
+
+    Calling it as ``model(model.batch(data), generator)`` gives the losses that `loss_names` names; their sum is
+    minimised.
+    """
+
+    kind: ClassVar[str]
+    """What its checkpoints are marked with."""
+
+    lattice_mean: Tensor
+    lattice_std: Tensor
+    property_mean: Tensor
+    property_std: Tensor
+
+    def __init__(self, config: ModelConfig, lattice_size: int = 6) -> None:
+        super().__init__()
+        self.property_names = config.property_names
+        self.register_buffer("lattice_mean", torch.zeros(lattice_size))
+        self.register_buffer("lattice_std", torch.ones(lattice_size))
+        self.register_buffer("property_mean", torch.zeros(len(config.property_names)))
+        self.register_buffer("property_std", torch.ones(len(config.property_names)))
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the losses that a call returns."""
+        raise NotImplementedError
+
+    def fit_normalisation(self, data: CrystalArrays) -> None:
+        """Set mean and standard deviation of lattice encodings and properties to those of `data`."""
+        encoding = lattices.encode(torch.from_numpy(data.lattice), torch.from_numpy(data.n_atoms).double())
+        self.lattice_mean.copy_(encoding.mean(0))
+        self.lattice_std.copy_(encoding.std(0).clamp(min=1e-3))
+        self._fit_properties(data)
+
+    def _fit_properties(self, data: CrystalArrays) -> None:
+        if data.properties.size:
+            self.property_mean.copy_(torch.from_numpy(np.nan_to_num(np.nanmean(data.properties, axis=0))))
+            self.property_std.copy_(torch.from_numpy(np.nan_to_num(np.nanstd(data.properties, axis=0), nan=1)) + 1e-6)
+
+    def crystals(self, data: CrystalArrays) -> CrystalBatch:
+        """Return `data` as tensors on the model's device, with standardised properties."""
+        numbers, frac = data.padded()
+        device = self.lattice_mean.device
+        properties = torch.from_numpy(data.properties).float().to(device)
+        return CrystalBatch(
+            torch.from_numpy(numbers).to(device),
+            torch.from_numpy(frac).float().to(device),
+            torch.from_numpy(data.lattice).to(device),
+            (properties - self.property_mean) / self.property_std,
+        )
+
+    def _wanted(self, n: int, properties: Mapping[str, float] | None) -> Tensor:
+        """Return standardised wanted properties (n, P), NaN where nothing is wanted."""
+        wanted = torch.full((n, len(self.property_names)), torch.nan, device=self.lattice_mean.device)
+        for name, value in (properties or {}).items():
+            index = self.property_names.index(name)
+            wanted[:, index] = (value - self.property_mean[index]) / self.property_std[index]
+        return wanted
+
+    def batch(self, data: CrystalArrays) -> Any:
+        """Return `data` as the batch of clean crystals that a call takes."""
+        raise NotImplementedError
+
+    def misfit(self, numbers: np.ndarray) -> str | None:  # noqa: ARG002
+        """Return why the model cannot hold a cell of the given atomic numbers, shape (N,), or None if it can."""
+        return None
+
+    def sample(
+        self,
+        numbers: np.ndarray,
+        *,
+        generator: torch.Generator,
+        steps: int = 100,
+        gamma: float = 0.1,
+        deterministic: bool = False,
+        properties: Mapping[str, float] | None = None,
+        guidance_weight: float = 1.0,
+        on_step: OnStep | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sample crystals of given atoms.
+
+        Parameters
+        ----------
+        numbers
+            Atomic numbers, int64, shape (B, N); 0 marks padding.
+        generator
+            CPU generator; all randomness comes from it.
+        steps
+            Network evaluations along the uniform grid from t = 1 to 0.
+        gamma
+            Log-variance interpolation of the ancestral step.
+        deterministic
+            Take DDIM steps instead.
+        properties
+            Wanted values of auxiliary properties; None samples without guidance.
+        guidance_weight
+            ω of equation 2: ε̂ = (1 + ω) ε(x, t | c, aux) − ω ε(x, t | c).
+        on_step
+            Called after each step but the last with t, and with coordinates and lattices as they are returned.
+
+        Returns
+        -------
+        frac, lattice
+            Fractional coordinates (B, N, 3) and lattice vectors as rows (B, 3, 3), Å, float64.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -45,6 +188,8 @@ class TokenModelConfig:
     lattice_schedule: LogSNRSchedule = field(default_factory=lambda: LogSNRSchedule("linear", -5.0, 10.0))
     property_dropout: float = 0.6
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TokenModelConfig:
         """Read the form that ``dataclasses.asdict`` gives."""
@@ -59,48 +204,34 @@ class TokenModelConfig:
         )
 
 
-class TokenModel(nn.Module):
+class TokenModel(UniMatModel):
     """UniMat's diffusion over occupied slots and the lattice, for exact compositions (arXiv 2311.09235)."""
 
-    lattice_mean: Tensor
-    lattice_std: Tensor
-    property_mean: Tensor
-    property_std: Tensor
+    kind = "unimat-token"
 
     def __init__(self, config: TokenModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        n_properties = len(config.property_names)
         self.network = TokenNetwork(
-            config.width, config.pair_width, config.layers, config.frequencies, config.radial, n_properties
+            config.width,
+            config.pair_width,
+            config.layers,
+            config.frequencies,
+            config.radial,
+            len(config.property_names),
         )
-        self.register_buffer("lattice_mean", torch.zeros(6))
-        self.register_buffer("lattice_std", torch.ones(6))
-        self.register_buffer("property_mean", torch.zeros(n_properties))
-        self.register_buffer("property_std", torch.ones(n_properties))
 
-    def fit_normalisation(self, data: CrystalArrays) -> None:
-        """Set mean and standard deviation of lattice encodings and properties to those of `data`."""
-        encoding = lattices.encode(torch.from_numpy(data.lattice), torch.from_numpy(data.n_atoms).double())
-        self.lattice_mean.copy_(encoding.mean(0))
-        self.lattice_std.copy_(encoding.std(0).clamp(min=1e-3))
-        if data.properties.size:
-            self.property_mean.copy_(torch.from_numpy(np.nan_to_num(np.nanmean(data.properties, axis=0))))
-            self.property_std.copy_(torch.from_numpy(np.nan_to_num(np.nanstd(data.properties, axis=0), nan=1)) + 1e-6)
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of the losses that a call returns."""
+        return "coordinates", "lattice"
 
     def batch(self, data: CrystalArrays) -> TokenBatch:
         """Return `data` as a padded batch of clean crystals."""
-        numbers, frac = data.padded()
-        device = self.lattice_mean.device
-        encoding = lattices.encode(torch.from_numpy(data.lattice), torch.from_numpy(data.n_atoms).double())
-        encoding = (encoding.float().to(device) - self.lattice_mean) / self.lattice_std
-        properties = torch.from_numpy(data.properties).float().to(device)
-        return TokenBatch(
-            torch.from_numpy(numbers).to(device),
-            torch.from_numpy(frac).float().to(device),
-            encoding,
-            (properties - self.property_mean) / self.property_std,
-        )
+        crystals = self.crystals(data)
+        counts = (crystals.numbers > 0).sum(1).double()
+        encoding = (lattices.encode(crystals.vectors, counts).float() - self.lattice_mean) / self.lattice_std
+        return TokenBatch(crystals.numbers, crystals.frac, encoding, crystals.properties)
 
     def _metric(self, lattice: Tensor, n_atoms: Tensor) -> Tensor:
         with torch.no_grad():
@@ -160,33 +291,11 @@ class TokenModel(nn.Module):
         steps: int = 100,
         gamma: float = 0.1,
         deterministic: bool = False,
-        properties: dict[str, float] | None = None,
+        properties: Mapping[str, float] | None = None,
         guidance_weight: float = 1.0,
+        on_step: OnStep | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Sample crystals of given atoms.
-
-        Parameters
-        ----------
-        numbers
-            Atomic numbers, int64, shape (B, N); 0 marks padding.
-        generator
-            CPU generator; all randomness comes from it.
-        steps
-            Network evaluations along the uniform grid from t = 1 to 0.
-        gamma
-            Log-variance interpolation of the ancestral step.
-        deterministic
-            Take DDIM steps instead.
-        properties
-            Wanted values of auxiliary properties; None samples without guidance.
-        guidance_weight
-            ω of equation 2: ε̂ = (1 + ω) ε(x, t | c, aux) − ω ε(x, t | c).
-
-        Returns
-        -------
-        frac, lattice
-            Fractional coordinates (B, N, 3) and lattice vectors as rows (B, 3, 3), Å, float64.
-        """
+        """Sample crystals of given atoms; see :meth:`UniMatModel.sample`."""
         device = self.lattice_mean.device
         atoms = torch.from_numpy(numbers).to(device)
         b, n = atoms.shape
@@ -195,11 +304,7 @@ class TokenModel(nn.Module):
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(device)
 
-        wanted = torch.full((b, len(self.config.property_names)), torch.nan, device=device)
-        for name, value in (properties or {}).items():
-            index = self.config.property_names.index(name)
-            wanted[:, index] = (value - self.property_mean[index]) / self.property_std[index]
-
+        wanted = self._wanted(b, properties)
         frac = torch.rand(b, n, 3, generator=generator).to(device)
         lattice = normal(b, 6)
         grid = torch.linspace(1.0, 0.0, steps + 1, device=device)
@@ -227,6 +332,12 @@ class TokenModel(nn.Module):
                 z = ancestral_step(z, frac_hat, frac_t, frac_s, normal(b, n, 3), gamma)
                 lattice = ancestral_step(lattice, lattice_hat, lattice_t, lattice_s, normal(b, 6), gamma)
             frac = wrap(z / (2 * alpha_sigma(frac_s)[0]))
+            if on_step is not None:
+                on_step(float(s), *self._finished(frac, lattice, counts))
+        return self._finished(frac, lattice, counts)
+
+    def _finished(self, frac: Tensor, lattice: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return coordinates and lattice vectors as :meth:`sample` does."""
         encoding = (lattice * self.lattice_std + self.lattice_mean).double()
         vectors = lattices.decode(encoding, counts.double())
         return (frac.double() % 1.0).cpu().numpy(), vectors.cpu().numpy()

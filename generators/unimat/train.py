@@ -1,153 +1,248 @@
-"""Training of the token variant from scratch: ``python -m generators.unimat.train``."""
+"""Training of both variants from scratch, through DeepSpeed."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
+from discovery.errors import InvalidInputError
+from discovery.protocols import PluginConfig
+from discovery.types import Checkpoint, LabelledCrystal
+from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, resume_step, train
-from generators.unimat.generator import count_templates, save_token_checkpoint, validation_loss
-from generators.unimat.model import TokenModel, TokenModelConfig
+from generators.unimat.dense import DenseModelConfig
+from generators.unimat.model import TokenModelConfig
+from generators.unimat.representation import check_fit
+from generators.unimat.weights import Model, create_model, save_checkpoint
 
 N_REPLAY = 1024
 N_HELD_OUT = 128
+SAVE_EVERY = 1000
 
 
-def train_token_model(
-    data: CrystalArrays,
-    validation: CrystalArrays,
-    model_config: TokenModelConfig,
-    config: TrainingConfig,
-    out: Path,
-    metadata: dict[str, Any],
-    *,
-    log_every: int = 200,
-    save_every: int = 1000,
-) -> dict[str, float]:
-    """Train on `data`, resuming what `out` already holds; write ``checkpoint.safetensors`` and ``log.jsonl`` there.
+class UniMatTrainConfig(PluginConfig):
+    """Settings of ``discovery train --generator unimat``."""
 
-    Returns
-    -------
-    dict
-        Steps, seconds and the losses of the averaged weights on `validation`.
+    variant: Literal["token", "unet3d"] = Field(
+        "token", description="token: occupied slots of a given composition; unet3d: the paper's dense tensor and U-Net."
+    )
+    token: TokenModelConfig = Field(
+        default_factory=TokenModelConfig, description="The network and noise of the token variant."
+    )
+    unet3d: DenseModelConfig = Field(
+        default_factory=DenseModelConfig,
+        description="Layout, network and noise of the dense variant; layout.slots becomes what the data need.",
+    )
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig(steps=30_000, batch_size=64, micro_batches=2),
+        description="Steps, batches, learning rate, averaging, ZeRO stage, bf16, seed, time limit.",
+    )
+    validate_every: int = Field(1000, ge=1, description="Steps between two validations of the averaged weights.")
+    patience: int = Field(
+        10, ge=0, description="Training ends after so many validations without improvement; 0 never ends it early."
+    )
+    log_every: int = Field(100, ge=1, description="Steps between two lines of the log.")
+
+
+def train_model(
+    crystals: Sequence[LabelledCrystal],
+    validation: Sequence[LabelledCrystal],
+    config: UniMatTrainConfig,
+    folder: Path,
+    metadata: Mapping[str, Any],
+) -> Checkpoint:
+    """Train a model, going on with what `folder` already holds.
+
+    The folder gets ``state`` (to resume from), ``log.jsonl`` (losses by step) and ``checkpoint.safetensors``, the
+    averaged weights of the best validation so far.
+
+    Parameters
+    ----------
+    crystals, validation
+        Canonical cells; properties that any of them has become conditions.
+    config
+        What to train, and how.
+    folder
+        Where everything is written.
+    metadata
+        JSON object stored in the checkpoint.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is nothing to train on or to validate with, or a crystal does not fit the layout.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    model = TokenModel(model_config)
+    if not crystals or not validation:
+        raise InvalidInputError(
+            f"training needs crystals for training ({len(crystals)}) and validation ({len(validation)}); add data"
+        )
+    names = tuple(sorted({name for item in crystals for name, value in item.properties.items() if np.isfinite(value)}))
+    data = CrystalArrays.from_crystals(crystals, names)
+    held_out = CrystalArrays.from_crystals(validation, names)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.training.seed)
+    model = create_model(_model_config(config, data.concatenate(held_out), names))
     model.fit_normalisation(data)
-    start = resume_step(out / "state")
+    run = _Run(model, data, held_out, config, folder, metadata)
+    start = resume_step(folder / "state")
     batches = (
         [model.batch(part) for part in parts]
-        for parts in shuffled_batches(data, config.batch_size, config.micro_batches, seed=config.seed, start=start)
+        for parts in shuffled_batches(
+            data, config.training.batch_size, config.training.micro_batches, seed=config.training.seed, start=start
+        )
     )
-    began = time.monotonic()
-    history: list[tuple[float, ...]] = []
-    log = (out / "log.jsonl").open("a")
-    progress = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    bar = progress.add_task("training", total=config.steps, completed=start, loss="")
-
-    def on_step(done: int, losses: tuple[float, ...]) -> None:
-        history.append(losses)
-        progress.advance(bar)
-        if done % log_every == 0:
-            frac_loss, lattice_loss = np.mean(history[-log_every:], axis=0).tolist()
-            progress.update(bar, loss=f"coordinates {frac_loss:.4f}, lattice {lattice_loss:.4f}")
-            seconds = round(time.monotonic() - began, 1)
-            row = {"step": done, "frac_loss": frac_loss, "lattice_loss": lattice_loss, "seconds": seconds}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-
-    with log, progress:
-        weights = train(model, batches, config, folder=out / "state", save_every=save_every, on_step=on_step)
-    model.load_state_dict(weights)
-    model.eval()
-    frac_loss, lattice_loss = validation_loss(model, validation)
-    result = {
-        "steps": float(start + len(history)),
-        "seconds": time.monotonic() - began,
-        "validation_frac_loss": frac_loss,
-        "validation_lattice_loss": lattice_loss,
-    }
-    rng = np.random.default_rng(config.seed)
-    replay = data.take(rng.choice(len(data), min(N_REPLAY, len(data)), replace=False))
-    held_out = validation.take(rng.choice(len(validation), min(N_HELD_OUT, len(validation)), replace=False))
-    save_token_checkpoint(
-        out / "checkpoint.safetensors",
-        model,
-        replay,
-        held_out,
-        {
-            **metadata,
-            "parent": None,
-            "trained_on": [],
-            "training": asdict(config),
-            "metrics": result,
-            "machine": platform.processor() or platform.machine(),
-            "count_templates": count_templates(replay),
-        },
-    )
-    return result
+    with run.progress(start):
+        weights = train(
+            model, batches, config.training, folder=folder / "state", save_every=SAVE_EVERY, on_step=run.on_step
+        )
+    run.finish(weights)
+    return run.checkpoint
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train from the command line and print the result as JSON."""
-    parser = argparse.ArgumentParser(description="Train UniMat's token variant from scratch.")
-    parser.add_argument("--data", type=Path, required=True, help="training set, .npz of CrystalArrays")
-    parser.add_argument("--validation", type=Path, required=True, help="held-out set, .npz of CrystalArrays")
-    parser.add_argument("--out", type=Path, required=True, help="folder for state, log and checkpoint")
-    parser.add_argument("--steps", type=int, default=30000)
-    parser.add_argument("--time-limit", type=float, help="stop after this many seconds")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--micro-batches", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--zero-stage", type=int, default=0)
-    parser.add_argument("--width", type=int, default=160)
-    parser.add_argument("--pair-width", type=int, default=80)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--metadata", default="{}", help="JSON object stored in the checkpoint")
-    options = parser.parse_args(arguments)
-    data, validation = CrystalArrays.load(options.data), CrystalArrays.load(options.validation)
-    result = train_token_model(
-        data,
-        validation,
-        TokenModelConfig(
-            width=options.width,
-            pair_width=options.pair_width,
-            layers=options.layers,
-            property_names=data.property_names,
-        ),
-        TrainingConfig(
-            steps=options.steps,
-            batch_size=options.batch_size,
-            micro_batches=options.micro_batches,
-            learning_rate=options.learning_rate,
-            zero_stage=options.zero_stage,
-            seed=options.seed,
-            time_limit=options.time_limit,
-        ),
-        options.out,
-        json.loads(options.metadata),
-    )
-    print(json.dumps(result))
+def _model_config(
+    config: UniMatTrainConfig, data: CrystalArrays, property_names: tuple[str, ...]
+) -> TokenModelConfig | DenseModelConfig:
+    if config.variant == "token":
+        return replace(config.token, property_names=property_names)
+    numbers, _ = data.padded()
+    needed = max((numbers == z).sum(axis=1).max() for z in np.unique(numbers[numbers > 0]))
+    layout = replace(config.unet3d.layout, slots=int(needed))
+    check_fit(data, layout)
+    return replace(config.unet3d, layout=layout, property_names=property_names)
 
 
-if __name__ == "__main__":
-    main()
+class _Run:
+    """What happens beside the steps: log, progress, validation, the best checkpoint, early stop."""
+
+    def __init__(
+        self,
+        model: Model,
+        data: CrystalArrays,
+        validation: CrystalArrays,
+        config: UniMatTrainConfig,
+        folder: Path,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self.config = config
+        self.data, self.validation = data, validation
+        self.shadow = create_model(model.config).to(model.lattice_mean.device).eval()
+        self.path = folder / "checkpoint.safetensors"
+        self.log = folder / "log.jsonl"
+        self.metadata = metadata
+        self.began = time.monotonic()
+        self.history: list[tuple[float, ...]] = []
+        self.done = self.validated = resume_step(folder / "state")
+        self.best: dict[str, float] = checkpoints.load(self.path)[1]["metrics"] if self.path.exists() else {}
+
+    def progress(self, start: int) -> Progress:
+        """Return the progress bar, on standard error."""
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=Console(stderr=True),
+        )
+        self.bar.add_task("training", total=self.config.training.steps, completed=start, loss="")
+        return self.bar
+
+    def on_step(self, done: int, losses: tuple[float, ...], weights: dict[str, Tensor]) -> bool:
+        """Take note of a step; return whether training should end."""
+        self.done = done
+        self.history.append(losses)
+        self.bar.advance(self.bar.task_ids[0])
+        if done % self.config.log_every == 0:
+            means = np.mean(self.history, axis=0).tolist()
+            self.history.clear()
+            named = dict(zip(self.shadow.loss_names, means, strict=True))
+            self.bar.update(self.bar.task_ids[0], loss=", ".join(f"{name} {loss:.4f}" for name, loss in named.items()))
+            self._write({"step": done, "loss": named})
+        if done % self.config.validate_every == 0:
+            self._validate(weights)
+        waited = done - self.best.get("step", done)
+        return 0 < self.config.patience * self.config.validate_every <= waited
+
+    def finish(self, weights: dict[str, Tensor]) -> None:
+        """Validate the last weights, unless that is done."""
+        if self.validated != self.done or not self.best:
+            self._validate(weights)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The best weights so far."""
+        return Checkpoint(str(self.path), checkpoints.sha256(self.path), metrics=self.best)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self.log.open("a") as log:
+            log.write(json.dumps({**row, "seconds": round(time.monotonic() - self.began, 1)}) + "\n")
+
+    def _validate(self, weights: dict[str, Tensor]) -> None:
+        self.validated = self.done
+        self.shadow.load_state_dict(weights)
+        losses = dict(zip(self.shadow.loss_names, validation_loss(self.shadow, self.validation), strict=True))
+        self._write({"step": self.done, "validation": losses})
+        total = sum(losses.values())
+        if self.best and not total < self.best["validation_loss"]:
+            return
+        self.best = {
+            "step": float(self.done),
+            "validation_loss": total,
+            **{f"validation_{name}_loss": loss for name, loss in losses.items()},
+        }
+        rng = np.random.default_rng(self.config.training.seed)
+        replay, held_out = (
+            data.take(rng.choice(len(data), min(size, len(data)), replace=False))
+            for data, size in ((self.data, N_REPLAY), (self.validation, N_HELD_OUT))
+        )
+        save_checkpoint(
+            self.path,
+            self.shadow,
+            replay,
+            held_out,
+            {
+                **self.metadata,
+                "parent": None,
+                "trained_on": [],
+                "training": asdict(self.config.training),
+                "metrics": self.best,
+                "machine": platform.processor() or platform.machine(),
+                "count_templates": count_templates(replay),
+            },
+        )
+
+
+def count_templates(data: CrystalArrays) -> list[list[int]]:
+    """Return the atom counts per element of every crystal, largest count first."""
+    starts = np.concatenate([[0], np.cumsum(data.n_atoms)])
+    return [
+        sorted(np.unique(data.numbers[a:b], return_counts=True)[1].tolist(), reverse=True) for a, b in pairwise(starts)
+    ]
+
+
+@torch.no_grad()
+def validation_loss(model: Model, data: CrystalArrays, *, repeats: int = 4) -> tuple[float, ...]:
+    """Return the mean losses on `data` that ``model.loss_names`` names, always with the same noise."""
+    order = np.argsort(data.n_atoms, kind="stable")
+    generator = torch.Generator().manual_seed(0)
+    totals = np.zeros(len(model.loss_names))
+    for _ in range(repeats):
+        for first in range(0, len(data), 64):
+            chosen = order[first : first + 64]
+            losses = model(model.batch(data.take(chosen)), generator)
+            totals += np.array([float(loss) for loss in losses]) * len(chosen)
+    return tuple((totals / (repeats * len(data))).tolist())

@@ -1,4 +1,4 @@
-"""UniMat's token variant: symmetries, training through DeepSpeed, resuming, fine-tuning and its guard."""
+"""UniMat's two variants: symmetries, training through DeepSpeed, resuming, fine-tuning and its guard."""
 
 import dataclasses
 from pathlib import Path
@@ -13,10 +13,11 @@ from discovery.types import LabelledCrystal, Target
 from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, resume_step, train
-from generators.unimat.generator import UniMatConfig, UniMatGenerator, canonical, validation_loss
+from generators.unimat.dense import DenseModelConfig
+from generators.unimat.generator import UniMatConfig, UniMatGenerator, canonical
 from generators.unimat.model import TokenModel, TokenModelConfig
-from generators.unimat.representation import TABLE_POSITIONS
-from generators.unimat.train import train_token_model
+from generators.unimat.representation import TABLE_POSITIONS, DenseLayout
+from generators.unimat.train import UniMatTrainConfig, train_model, validation_loss
 
 SMALL = TokenModelConfig(width=32, pair_width=16, layers=2, frequencies=4, property_names=("band_gap",))
 
@@ -30,22 +31,40 @@ def caesium_chloride(a: float, cation: int, anion: int) -> Crystal:
     return Crystal(np.eye(3) * a, [[0, 0, 0], [0.5, 0.5, 0.5]], [cation, anion])
 
 
-@pytest.fixture(scope="module")
-def data() -> CrystalArrays:
+def toys() -> list[LabelledCrystal]:
     crystals = [rocksalt(a, z, 17) for a in (5.0, 5.6, 6.2) for z in (3, 11, 19)]
     crystals += [caesium_chloride(a, 55, z) for a in (4.1, 4.3) for z in (17, 35)]
-    labelled = [LabelledCrystal(c, {"band_gap": 5.0 + i}) for i, c in enumerate(crystals)]
-    return CrystalArrays.from_crystals(labelled, ("band_gap",))
+    return [LabelledCrystal(c, {"band_gap": 5.0 + i}) for i, c in enumerate(crystals)]
 
 
 @pytest.fixture(scope="module")
-def trained(data: CrystalArrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("training")
-    config = TrainingConfig(
-        steps=200, batch_size=16, micro_batches=1, warmup_steps=10, learning_rate=3e-3, ema_decay=0.9
-    )
-    train_token_model(data, data, SMALL, config, out, {"data": "eight-atom toys"}, log_every=20)
-    return out / "checkpoint.safetensors"
+def data() -> CrystalArrays:
+    return CrystalArrays.from_crystals(toys(), ("band_gap",))
+
+
+TRAINING = TrainingConfig(steps=200, batch_size=16, micro_batches=1, warmup_steps=10, learning_rate=3e-3, ema_decay=0.9)
+TOKEN = UniMatTrainConfig(variant="token", token=SMALL, training=TRAINING, validate_every=100, log_every=20)
+UNET3D = UniMatTrainConfig(
+    variant="unet3d",
+    unet3d=DenseModelConfig(
+        DenseLayout(1, groups=(1, 2, 17)), width=16, blocks=1, dropout=0.05, element_set_fraction=0.3
+    ),
+    training=dataclasses.replace(TRAINING, steps=60),
+    validate_every=20,
+    log_every=20,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = train_model(toys(), toys(), TOKEN, tmp_path_factory.mktemp("token"), {"data": "toys"})
+    return Path(checkpoint.path)
+
+
+@pytest.fixture(scope="module")
+def trained_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = train_model(toys(), toys(), UNET3D, tmp_path_factory.mktemp("unet3d"), {"data": "toys"})
+    return Path(checkpoint.path)
 
 
 def test_periodic_table_places_every_element_once():
@@ -143,7 +162,7 @@ def test_interrupted_training_ends_at_the_same_bits(data: CrystalArrays, tmp_pat
         model.fit_normalisation(data)
         start = resume_step(folder)
         batches = ([model.batch(p) for p in parts] for parts in shuffled_batches(data, 8, 2, seed=0, start=start))
-        return train(model, batches, config, folder=folder, on_step=lambda done, _: done == stop_at)
+        return train(model, batches, config, folder=folder, on_step=lambda done, *_: done == stop_at)
 
     whole = run(tmp_path / "whole", None)
     run(tmp_path / "parts", 5)
