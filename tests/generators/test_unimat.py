@@ -1,4 +1,4 @@
-"""UniMat's two variants: symmetries, training through DeepSpeed, resuming, fine-tuning and its guard."""
+"""UniMat's token variant: symmetries, training through DeepSpeed, resuming, fine-tuning and its guard."""
 
 import dataclasses
 from pathlib import Path
@@ -13,10 +13,9 @@ from discovery.types import LabelledCrystal, Target
 from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, resume_step, train
-from generators.unimat.dense import DenseModelConfig
 from generators.unimat.generator import UniMatConfig, UniMatGenerator, canonical
 from generators.unimat.model import TokenModel, TokenModelConfig
-from generators.unimat.representation import TABLE_POSITIONS, DenseLayout
+from generators.unimat.representation import TABLE_POSITIONS
 from generators.unimat.train import UniMatTrainConfig, train_model, validation_loss
 
 SMALL = TokenModelConfig(width=32, pair_width=16, layers=2, frequencies=4, property_names=("band_gap",))
@@ -44,26 +43,11 @@ def data() -> CrystalArrays:
 
 TRAINING = TrainingConfig(steps=200, batch_size=16, micro_batches=1, warmup_steps=10, learning_rate=3e-3, ema_decay=0.9)
 TOKEN = UniMatTrainConfig(variant="token", token=SMALL, training=TRAINING, validate_every=100, log_every=20)
-UNET3D = UniMatTrainConfig(
-    variant="unet3d",
-    unet3d=DenseModelConfig(
-        DenseLayout(1, groups=(1, 2, 17)), width=16, blocks=1, dropout=0.05, element_set_fraction=0.3
-    ),
-    training=dataclasses.replace(TRAINING, steps=60),
-    validate_every=20,
-    log_every=20,
-)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = train_model(toys(), toys(), TOKEN, tmp_path_factory.mktemp("token"), {"data": "toys"})
-    return Path(checkpoint.path)
-
-
-@pytest.fixture(scope="module")
-def trained_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = train_model(toys(), toys(), UNET3D, tmp_path_factory.mktemp("unet3d"), {"data": "toys"})
     return Path(checkpoint.path)
 
 
