@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import moyopy
 import numpy as np
@@ -46,41 +48,166 @@ def is_valid(crystal: Crystal) -> str | None:
 
 
 class Matcher:
-    """Finds a crystal among known ones by structure, not by coordinates.
+    """Tells whether crystals have the same structure, whatever their cells and coordinates.
+
+    The answer is that of pymatgen's ``StructureMatcher.fit``; most pairs get it from what is computed once per crystal:
+    reduced formula, number of atoms in the primitive cell, and whether the lattices can be mapped on each other at all.
 
     Parameters
     ----------
     ltol, stol, angle_tol
-        Tolerances of pymatgen's ``StructureMatcher``: relative length, site distance in units of
-        (volume/atom)^(1/3), and degrees. Cells are reduced to primitive and scaled to equal volume.
+        Tolerances of ``StructureMatcher``: relative length, site distance in units of (volume/atom)^(1/3), and degrees.
+        Cells are reduced to primitive and scaled to equal volume.
     """
 
     def __init__(self, ltol: float = 0.2, stol: float = 0.3, angle_tol: float = 5.0) -> None:
         self._matcher = StructureMatcher(ltol=ltol, stol=stol, angle_tol=angle_tol)
+        self._ltol, self._angle_tol = ltol, np.radians(angle_tol)
         self._formulas: dict[Crystal, str] = {}
-        self._structures: dict[Crystal, Structure] = {}
+        self._reduced: dict[Crystal, _Reduced] = {}
+
+    def same(self, crystal: Crystal, known: Crystal) -> bool:
+        """Whether `crystal` has the structure of `known`; the relation is neither transitive nor quite symmetric."""
+        if self.formula(crystal) != self.formula(known):
+            return False
+        return crystal == known or self._fit(self._reduce(crystal), self._reduce(known))
 
     def find(self, crystal: Crystal, known: Mapping[str, Crystal]) -> str | None:
         """Return the id of the first crystal in `known`, in its order, that has the structure of `crystal`, or None.
 
-        Only crystals of the same reduced formula are compared; both sides are cached, so a matcher should be kept.
+        What was computed of either side is kept; use :class:`CrystalIndex` where many crystals are known.
         """
-        formula = self._formula(crystal)
-        same_formula = (id_ for id_, other in known.items() if self._formula(other) == formula)
-        return next((id_ for id_ in same_formula if self._same(crystal, known[id_])), None)
+        return next((id_ for id_, other in known.items() if self.same(crystal, other)), None)
 
-    def _formula(self, crystal: Crystal) -> str:
+    def formula(self, crystal: Crystal) -> str:
+        """Return the reduced formula."""
         if crystal not in self._formulas:
             self._formulas[crystal] = crystal.formula
         return self._formulas[crystal]
 
-    def _structure(self, crystal: Crystal) -> Structure:
-        if crystal not in self._structures:
-            self._structures[crystal] = crystal.to_structure()
-        return self._structures[crystal]
+    def _reduce(self, crystal: Crystal) -> _Reduced:
+        if crystal not in self._reduced:
+            self._reduced[crystal] = _Reduced.of(self._matcher, crystal)
+        return self._reduced[crystal]
 
-    def _same(self, first: Crystal, second: Crystal) -> bool:
-        return first == second or bool(self._matcher.fit(self._structure(first), self._structure(second)))
+    def _fit(self, crystal: _Reduced, known: _Reduced) -> bool:
+        if crystal.n_atoms != known.n_atoms or not self._lattices_fit(crystal, known):
+            return False
+        return bool(self._matcher.fit(crystal.structure, known.structure, skip_structure_reduction=True))
+
+    def _lattices_fit(self, crystal: _Reduced, known: _Reduced) -> bool:
+        """Whether vectors of one lattice have the lengths and angles of the other's cell, as ``fit`` requires.
+
+        The lengths of a reduced cell are the shortest of independent vectors, so none can exceed its counterpart by
+        more than the tolerance.
+        """
+        stretch = 1 + self._ltol + ROUNDING
+        if (crystal.lengths > stretch * known.lengths).any():
+            return False
+        vectors, norms = crystal.vectors_within(stretch * known.lengths[-1])
+        near = [
+            np.abs(norms - length) < (self._ltol + ROUNDING) * length for length in np.linalg.norm(known.cell, axis=1)
+        ]
+        directions = [vectors[mask] / norms[mask, None] for mask in near]
+        fits = []
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            cosines = directions[first] @ directions[second].T
+            low, high = known.cosine_range(first, second, self._angle_tol + ROUNDING)
+            fits.append((cosines > low) & (cosines < high))
+        gamma, beta, alpha = fits
+        return bool((gamma[:, :, None] & beta[:, None, :] & alpha[None]).any())
+
+
+ROUNDING = 1e-6
+"""Slack of the preliminary tests, so that rounding never rejects what ``StructureMatcher`` accepts."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Reduced:
+    """The reduced primitive cell of a crystal; `cell` and its sorted `lengths` are scaled to volume 1 per atom."""
+
+    structure: Structure
+    n_atoms: int
+    cell: np.ndarray
+    lengths: np.ndarray
+    _shortest: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, matcher: StructureMatcher, crystal: Crystal) -> _Reduced:
+        structure = matcher._get_reduced_structure(crystal.to_structure(), True, True)
+        cell = structure.lattice.matrix * (len(structure) / structure.volume) ** (1 / 3)
+        return cls(structure, len(structure), cell, np.sort(np.linalg.norm(cell, axis=1)))
+
+    def vectors_within(self, radius: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return lattice vectors no longer than `radius`, or somewhat more of them, and their lengths."""
+        if not self._shortest or self._shortest[-1][0] < radius:
+            bounds = np.ceil(radius * np.linalg.norm(np.linalg.inv(self.cell), axis=0)).astype(int)
+            steps = np.meshgrid(*[np.arange(-n, n + 1) for n in bounds], indexing="ij")
+            vectors = np.stack(steps, axis=-1).reshape(-1, 3) @ self.cell
+            norms = np.linalg.norm(vectors, axis=1)
+            inside = (norms <= radius) & (norms > 0)
+            self._shortest.append((radius, vectors[inside], norms[inside]))
+        return self._shortest[-1][1:]
+
+    def cosine_range(self, first: int, second: int, tolerance: float) -> tuple[float, float]:
+        """Return the cosines between which an angle lies within `tolerance` (radians) of that of two cell vectors."""
+        a, b = self.cell[first], self.cell[second]
+        angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
+        low = np.cos(angle + tolerance) if angle + tolerance < np.pi else -2.0
+        high = np.cos(angle - tolerance) if angle > tolerance else 2.0
+        return float(low), float(high)
+
+
+class CrystalIndex:
+    """Known crystals in buckets of equal reduced formula, in which a crystal is found without looking at the others.
+
+    Parameters
+    ----------
+    matcher
+        Decides which crystals are the same.
+    known
+        Id → crystal.
+    """
+
+    def __init__(self, matcher: Matcher, known: Mapping[str, Crystal] | None = None) -> None:
+        self._matcher = matcher
+        self._buckets: dict[str, dict[str, Crystal]] = defaultdict(dict)
+        self._exact: dict[Crystal, str] = {}
+        for id_, crystal in (known or {}).items():
+            self.add(id_, crystal)
+
+    def add(self, id_: str, crystal: Crystal) -> None:
+        """Add a crystal."""
+        self._buckets[self._matcher.formula(crystal)][id_] = crystal
+        self._exact.setdefault(crystal, id_)
+
+    def find(self, crystal: Crystal) -> str | None:
+        """Return the id of a known crystal of the same structure, identical ones first, then in order of addition."""
+        if crystal in self._exact:
+            return self._exact[crystal]
+        return self._matcher.find(crystal, self._buckets.get(self._matcher.formula(crystal), {}))
+
+
+def duplicates(
+    crystals: Mapping[str, Crystal], matcher: Matcher, progress: Callable[[], None] | None = None
+) -> dict[str, str]:
+    """Return id of each crystal that repeats an earlier one → id of that one.
+
+    Each crystal is compared with the first of every group found so far. A matcher is not transitive, so the groups
+    depend on the order: sort by energy, or by whatever makes the better representative, and then by content hash.
+    `progress` is called after each crystal.
+    """
+    index = CrystalIndex(matcher)
+    repeated: dict[str, str] = {}
+    for id_, crystal in crystals.items():
+        first = index.find(crystal)
+        if first is None:
+            index.add(id_, crystal)
+        else:
+            repeated[id_] = first
+        if progress is not None:
+            progress()
+    return repeated
 
 
 def spacegroup(crystal: Crystal, symprec: float = 0.1) -> tuple[int, str]:

@@ -47,7 +47,7 @@ def test_candidates_of_every_kind_are_accounted_for(tmp_path, reference):
     assert found["foreign"]["problem"] == "undefined: no reference entry of O"
     assert "unreadable" in found["broken"]["problem"]
     assert found["nan"]["problem"] == "no total energy is given"
-    assert "empty" in found["empty"]["problem"]
+    assert found["empty"]["problem"] == "unreadable formula: Invalid formula=''"
     shown = CliRunner().invoke(app, ["hull", str(candidates), "--reference", str(reference)]).output
     assert "3 of 7 candidates placed" in shown
     assert "0.75 Mg2Si + 0.25 Si" in shown

@@ -9,7 +9,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from discovery.crystal import Crystal
-from discovery.matching import Matcher, is_valid, spacegroup
+from discovery.matching import CrystalIndex, Matcher, duplicates, is_valid, spacegroup
 from discovery.references import element_crystals, read_csv
 
 MP20 = Path(os.environ.get("DISCOVERY_SHARED", Path(__file__).parents[3] / "shared")) / "data/mp_20_bt/test.csv.gz"
@@ -120,3 +120,37 @@ def test_space_groups_agree_with_spglib():
     crystals = [reference.crystal for reference in read_csv(MP20, max_atoms=6).crystals[:60]]
     expected = [SpacegroupAnalyzer(known.to_structure(), symprec=0.01).get_space_group_number() for known in crystals]
     assert [spacegroup(known, symprec=0.01)[0] for known in crystals] == expected
+
+
+def test_duplicates_are_traced_to_the_first():
+    kcl = crystal(bulk("KCl", "rocksalt", a=6.3))
+    crystals = {"a": ROCKSALT, "b": CSCL, "c": CUBIC_ROCKSALT, "d": kcl, "e": ROCKSALT, "f": CSCL}
+    assert duplicates(crystals, Matcher()) == {"c": "a", "e": "a", "f": "b"}
+    assert duplicates(dict(reversed(crystals.items())), Matcher()) == {"b": "f", "c": "e", "a": "e"}
+
+
+def test_index_finds_what_brute_force_finds():
+    index = CrystalIndex(Matcher(), {"cscl": CSCL, "cubic": CUBIC_ROCKSALT})
+    assert index.find(ROCKSALT) == "cubic"
+    assert index.find(crystal(bulk("KCl", "rocksalt", a=6.3))) is None
+    index.add("same", ROCKSALT)
+    assert index.find(ROCKSALT) == "same"  # identical numbers come first
+
+
+@needs_mp20
+def test_preliminary_tests_never_change_the_answer():
+    """Real crystals of one composition, pairs of all kinds: the lattice test alone must reject most misfits."""
+    groups: dict[str, list[Crystal]] = {}
+    for known in read_csv(MP20, max_atoms=10).crystals:
+        structure = known.crystal.to_structure()
+        elements = sorted(structure.composition, key=lambda element: (structure.composition[element], element.X))
+        if len(elements) == 3:
+            structure.replace_species(dict(zip([e.symbol for e in elements], ("Ca", "Ti", "O"), strict=True)))
+            groups.setdefault(structure.composition.reduced_formula, []).append(Crystal.from_structure(structure))
+    rng = np.random.default_rng(0)
+    large = sorted(groups.values(), key=len)[-4:]
+    pairs = [tuple(rng.choice(np.array(group, dtype=object), 2)) for group in large for _ in range(250)]
+    matcher, expected = Matcher(), StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
+    found = [matcher.same(a, b) for a, b in pairs]
+    assert found == [expected.fit(a.to_structure(), b.to_structure()) for a, b in pairs]
+    assert 50 < sum(found) < 950
