@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from discovery import plugins
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, DiscoveryError, MissingDependencyError, RunError
 from discovery.types import (
@@ -33,7 +34,7 @@ from discovery.types import (
 )
 
 if TYPE_CHECKING:
-    from discovery.config import CampaignConfig, OracleChoice
+    from discovery.config import CampaignConfig, PluginChoice
 
 Role = Literal["screening", "reference"]
 ROLES: tuple[Role, ...] = ("screening", "reference")
@@ -49,6 +50,34 @@ CANCEL_SECONDS = 10.0
 """How long cancelled calculations get to end their external programs."""
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Environment of all workers: one thread each, because workers are what fills the cores."""
+LOCAL_RAY = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+}
+"""Environment of a Ray that runs on this machine alone; its workers inherit it. By default they run at niceness 15 and
+come to a standstill beside any other program."""
+
+
+@dataclass(frozen=True)
+class PluginSpec:
+    """A plug-in's name and options as JSON; workers construct it without importing the rest of the configuration."""
+
+    group: plugins.Group
+    name: str
+    options: str
+
+    @classmethod
+    def of(cls, choice: PluginChoice) -> Self:
+        """Return the plug-in that a configuration has chosen."""
+        return cls(choice.group, choice.name, choice.options.model_dump_json())
+
+    def create(self) -> Any:
+        """Import the plug-in and construct it."""
+        plugin = plugins.load(self.group, self.name)
+        return plugin(plugin.Config.model_validate_json(self.options))
 
 
 @dataclass(frozen=True)
@@ -133,9 +162,9 @@ def create_executor(config: CampaignConfig) -> Executor:
 # Work, as it is done in every process ---------------------------------------------------------------------------------
 
 
-def evaluate_jobs(choice: OracleChoice, oracle: Any, jobs: Sequence[EvaluationJob]) -> list[Evaluation]:
+def evaluate_jobs(plugin: PluginSpec, oracle: Any, jobs: Sequence[EvaluationJob]) -> list[Evaluation]:
     """Evaluate `jobs` and write a result file for each; whoever has a result file of the same input is read."""
-    stored = {job.id: read_result(choice, job) for job in jobs}
+    stored = {job.id: read_result(plugin, job) for job in jobs}
     results = {id_: evaluation for id_, evaluation in stored.items() if evaluation is not None}
     missing = [job for job in jobs if job.id not in results]
     for job in missing:
@@ -145,7 +174,7 @@ def evaluate_jobs(choice: OracleChoice, oracle: Any, jobs: Sequence[EvaluationJo
     else:
         evaluations = _evaluate(oracle, missing, None) if missing else []
     for job, evaluation in zip(missing, evaluations, strict=True):
-        write_result(choice, job, evaluation)
+        write_result(plugin, job, evaluation)
         results[job.id] = evaluation
     return [results[job.id] for job in jobs]
 
@@ -162,20 +191,20 @@ def _evaluate(oracle: Any, jobs: Sequence[EvaluationJob], folder: Path | None) -
         return [Evaluation(oracle.energy_scale, failure=failure, seconds=time.perf_counter() - started)]
 
 
-def read_result(choice: OracleChoice, job: EvaluationJob) -> Evaluation | None:
+def read_result(plugin: PluginSpec, job: EvaluationJob) -> Evaluation | None:
     """Return the evaluation in the job's result file, if it is there and belongs to the same crystal and oracle."""
     try:
         data = json.loads((job.folder / "result.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    if data.get("format") != RESULT_FORMAT or data.get("input") != _input_hash(choice, job):
+    if data.get("format") != RESULT_FORMAT or data.get("input") != _input_hash(plugin, job):
         return None
     return Evaluation.from_dict(data["evaluation"])
 
 
-def write_result(choice: OracleChoice, job: EvaluationJob, evaluation: Evaluation) -> None:
+def write_result(plugin: PluginSpec, job: EvaluationJob, evaluation: Evaluation) -> None:
     """Write the job's result file, whole or not at all."""
-    data = {"format": RESULT_FORMAT, "input": _input_hash(choice, job), "evaluation": evaluation.to_dict()}
+    data = {"format": RESULT_FORMAT, "input": _input_hash(plugin, job), "evaluation": evaluation.to_dict()}
     path = job.folder / "result.json"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -192,9 +221,8 @@ def write_result(choice: OracleChoice, job: EvaluationJob, evaluation: Evaluatio
         ) from error
 
 
-def _input_hash(choice: OracleChoice, job: EvaluationJob) -> str:
-    oracle = json.dumps(choice.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(f"{job.crystal.content_hash}{oracle}".encode()).hexdigest()
+def _input_hash(plugin: PluginSpec, job: EvaluationJob) -> str:
+    return hashlib.sha256(f"{job.crystal.content_hash}{plugin.name}{plugin.options}".encode()).hexdigest()
 
 
 # In this process ------------------------------------------------------------------------------------------------------
@@ -204,9 +232,12 @@ class InProcessExecutor:
     """Does one piece of work after the other, when its result is asked for."""
 
     def __init__(self, config: CampaignConfig) -> None:
-        self._choices = {"screening": config.oracle.screening, "reference": config.oracle.reference}
-        self._oracles = {role: choice.create() for role, choice in self._choices.items()}
-        self._generator = config.generator.create()
+        self._plugins = {
+            "screening": PluginSpec.of(config.oracle.screening),
+            "reference": PluginSpec.of(config.oracle.reference),
+        }
+        self._oracles = {role: plugin.create() for role, plugin in self._plugins.items()}
+        self._generator = PluginSpec.of(config.generator).create()
         self._queue: deque[SampleJob | EvaluationJob] = deque()
 
     def __enter__(self) -> Self:
@@ -246,7 +277,7 @@ class InProcessExecutor:
             if isinstance(job, SampleJob):
                 yield Sampled(job, tuple(self._generator.sample([job.target], seed=job.seed)))
             else:
-                yield Evaluated(job, evaluate_jobs(self._choices[job.role], self._oracles[job.role], [job])[0])
+                yield Evaluated(job, evaluate_jobs(self._plugins[job.role], self._oracles[job.role], [job])[0])
 
     def cancel(self) -> None:
         """Drop queued work."""
@@ -259,8 +290,8 @@ class InProcessExecutor:
 class _GeneratorWorker:
     """Holds the generator."""
 
-    def __init__(self, config: CampaignConfig) -> None:
-        self._generator = config.generator.create()
+    def __init__(self, plugin: PluginSpec) -> None:
+        self._generator = plugin.create()
 
     def checkpoint(self) -> Checkpoint | None:
         checkpoint: Checkpoint | None = self._generator.checkpoint
@@ -280,32 +311,30 @@ class _GeneratorWorker:
 class _OracleWorker:
     """Holds the screening oracle."""
 
-    def __init__(self, choice: OracleChoice) -> None:
-        self._choice = choice
-        self._oracle = choice.create()
+    def __init__(self, plugin: PluginSpec) -> None:
+        self._plugin = plugin
+        self._oracle = plugin.create()
 
     def energy_scale(self) -> EnergyScale:
         scale: EnergyScale = self._oracle.energy_scale
         return scale
 
     def evaluate(self, jobs: Sequence[EvaluationJob]) -> list[Evaluation]:
-        return evaluate_jobs(self._choice, self._oracle, jobs)
+        return evaluate_jobs(self._plugin, self._oracle, jobs)
 
 
 @lru_cache(maxsize=1)
-def _cached_worker(choice_json: str) -> _OracleWorker:
+def _cached_worker(plugin: PluginSpec) -> _OracleWorker:
     """Keep the oracle from one task to the next in the same worker process."""
-    from discovery.config import OracleChoice
-
-    return _OracleWorker(OracleChoice.model_validate_json(choice_json))
+    return _OracleWorker(plugin)
 
 
-def _reference_scale(choice_json: str) -> EnergyScale:
-    return _cached_worker(choice_json).energy_scale()
+def _reference_scale(plugin: PluginSpec) -> EnergyScale:
+    return _cached_worker(plugin).energy_scale()
 
 
-def _reference_task(choice_json: str, jobs: Sequence[EvaluationJob]) -> list[Evaluation]:
-    return _cached_worker(choice_json).evaluate(jobs)
+def _reference_task(plugin: PluginSpec, jobs: Sequence[EvaluationJob]) -> list[Evaluation]:
+    return _cached_worker(plugin).evaluate(jobs)
 
 
 @dataclass
@@ -326,8 +355,12 @@ class RayExecutor:
     """
 
     def __init__(self, config: CampaignConfig) -> None:
-        self._config = config
-        self._reference_choice = config.oracle.reference.model_dump_json()
+        self._settings = config.executor
+        self._plugins = {
+            "generator": PluginSpec.of(config.generator),
+            "screening": PluginSpec.of(config.oracle.screening),
+            "reference": PluginSpec.of(config.oracle.reference),
+        }
         self._samples: deque[SampleJob] = deque()
         self._screening: deque[EvaluationJob] = deque()
         self._reference: deque[EvaluationJob] = deque()
@@ -338,33 +371,27 @@ class RayExecutor:
         self._actors: list[Any]
 
     def __enter__(self) -> Self:
-        settings = self._config.executor
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        settings = self._settings
         if settings.address is None:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            for variable, value in {**THREADS, **LOCAL_RAY}.items():
+                os.environ.setdefault(variable, value)
         import ray
 
         needed = max(settings.reference_cores * settings.reference_workers, settings.screening_workers)
-        available = len(os.sched_getaffinity(0)) if settings.address is None else None
-        if available is not None:
-            _require_cpus(needed, available)
-        local = {"num_cpus": available, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+        here = len(os.sched_getaffinity(0))
+        where: dict[str, Any] = {"address": settings.address, "runtime_env": {"env_vars": THREADS}}
+        if settings.address is None:
+            _require_cpus(needed, here)
+            where = {"num_cpus": here, "include_dashboard": False, "object_store_memory": 200 * 2**20}
         try:
-            ray.init(
-                **(local if settings.address is None else {"address": settings.address}),
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env={"env_vars": THREADS},
-            )
+            ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, OSError) as error:
             raise RunError(
                 f"Ray cannot be started or reached (address {settings.address or 'of this machine'}): {error}; "
                 "check executor.address, or use executor.name=in_process"
             ) from error
         resources = ray.cluster_resources()
-        if available is None:
+        if settings.address is not None:
             _require_cpus(needed, int(resources.get("CPU", 0)))
         gpus = min(1.0, resources.get("GPU", 0.0) / (1 + settings.screening_workers))
         actor = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
@@ -377,7 +404,7 @@ class RayExecutor:
         self._actors = [self._start_screening() for _ in range(settings.screening_workers)]
         self._scales = {
             "screening": self._actors[0].energy_scale.remote(),
-            "reference": reference_scale.remote(self._reference_choice),
+            "reference": reference_scale.remote(self._plugins["reference"]),
         }
         return self
 
@@ -388,12 +415,12 @@ class RayExecutor:
         ray.shutdown()
 
     def _start_generator(self) -> None:
-        self._generator = self._generator_class.remote(self._config)
+        self._generator = self._generator_class.remote(self._plugins["generator"])
         if self._loaded is not None:
             self._get(self._generator.load.remote(self._loaded))
 
     def _start_screening(self) -> Any:
-        return self._screening_class.remote(self._config.oracle.screening)
+        return self._screening_class.remote(self._plugins["screening"])
 
     def _get(self, reference: Any) -> Any:
         """Wait for a result; an error of ours raised in the worker is raised here as it was."""
@@ -456,7 +483,7 @@ class RayExecutor:
         """Hand out work as workers become free, and yield results as they arrive."""
         import ray
 
-        settings = self._config.executor
+        settings = self._settings
         while True:
             self._hand_out()
             if not self._running:
@@ -481,7 +508,7 @@ class RayExecutor:
                         yield Evaluated(job, replace(evaluation, cores=cores))
 
     def _hand_out(self) -> None:
-        settings = self._config.executor
+        settings = self._settings
         busy = [running.actor for running in self._running.values()]
         if self._samples and not any(isinstance(running.jobs, SampleJob) for running in self._running.values()):
             sample = self._samples.popleft()
@@ -495,7 +522,7 @@ class RayExecutor:
         )
         while self._reference and calculations < settings.reference_workers:
             job = self._reference.popleft()
-            reference = self._reference_function.remote(self._reference_choice, [job])
+            reference = self._reference_function.remote(self._plugins["reference"], [job])
             self._running[reference] = _Running((job,))
             calculations += 1
 

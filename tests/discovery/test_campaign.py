@@ -16,7 +16,6 @@ import pytest
 from sqlalchemy import Engine, event
 
 from discovery.campaign import Campaign, CampaignInterruptedError
-from discovery.config import GeneratorChoice
 from discovery.errors import RunError
 from discovery.protocols import CampaignView
 from discovery.status import read_status
@@ -231,8 +230,8 @@ def test_an_element_without_energy_is_fatal_and_named(tmp_path: Path) -> None:
 class LearningSearch(RandomSearchGenerator):
     """Random search that learns: its weights are a number that shifts its seeds."""
 
-    def __init__(self) -> None:
-        super().__init__(RandomSearchGenerator.Config())
+    def __init__(self, config: RandomSearchGenerator.Config) -> None:
+        super().__init__(config)
         self.weights = Checkpoint("shipped", hashlib.sha256(b"0").hexdigest())
         self.shift = 0
 
@@ -259,7 +258,7 @@ class LearningSearch(RandomSearchGenerator):
 def test_the_loop_closes_and_a_resumed_campaign_has_the_learned_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GeneratorChoice, "create", lambda self: LearningSearch())
+    monkeypatch.setattr("generators.random_search.RandomSearchGenerator", LearningSearch)
     undisturbed = run(small_config(tmp_path / "undisturbed"))
     config = small_config(tmp_path / "killed")
 
