@@ -12,6 +12,7 @@ from rich.console import Console
 
 from discovery.errors import ConfigError, DiscoveryError
 from discovery.evaluation.cli import app as evaluate_app
+from discovery.generation import sample, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(evaluate_app, name="evaluate")
+app.command()(train)
+app.command()(sample)
 console = Console()
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a campaign.")]

@@ -6,6 +6,7 @@ references to other keys, ``${name}``, are followed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from hydra import compose as hydra_compose
@@ -37,7 +38,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pymatgen.core import Element
 
@@ -47,6 +47,8 @@ from discovery.protocols import PluginConfig
 from discovery.references import ReferencesConfig
 
 COMMAND_LINE = "command line"
+
+Options = TypeVar("Options", bound=BaseModel)
 
 _YAML = {".yaml", ".yml"}
 _GROUPS = ("campaign", "oracle", "generator", "agent")
@@ -281,6 +283,28 @@ def read(path: Path) -> CampaignConfig:
     return _validate(content, _Sources((), ((path, "", content),), path))
 
 
+def parse_options(model: type[Options], overrides: Sequence[str]) -> Options:
+    """Return the options of a plug-in given on the command line as ``key=value``, with dots for nested keys.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, what is wrong and the nearest valid key.
+    """
+    for text in overrides:
+        if not text.partition("=")[1]:
+            raise ConfigError(f"{text!r} ({COMMAND_LINE}): write key=value, for example steps=50")
+    try:
+        data = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{' '.join(overrides)} ({COMMAND_LINE}): {error}") from error
+    sources = _Sources(tuple(text.partition("=")[0] for text in overrides), (), Path(COMMAND_LINE))
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(details, model, (), sources) for details in error.errors())) from error
+
+
 @dataclass(frozen=True)
 class _Sources:
     """Where each key was set, for error messages; later layers win."""
@@ -475,10 +499,10 @@ def _explain(details: ErrorDetails, model: type[BaseModel], parents: tuple[str |
     key = ".".join(str(part) for part in (*parents, *location))
     fields = _fields_at(model, location[:-1])
     if details["type"] == "missing":
-        about = fields[str(location[-1])].description if str(location[-1]) in fields else None
+        about = fields.get(str(location[-1]))
         return f"{key}: missing ({about}); set it in {sources.campaign_file} or on the command line as {key}=VALUE"
     reason = details["msg"]
-    if details["type"] == "extra_forbidden":
+    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         reason = f"unknown key; {plugins.suggest(str(location[-1]), list(fields))}"
     elif details["type"] == "literal_error":
         reason += f", got {details['input']!r}"
@@ -489,16 +513,24 @@ def _explain(details: ErrorDetails, model: type[BaseModel], parents: tuple[str |
     return f"{key} ({sources.of(key)}): {reason}"
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> Mapping[str, FieldInfo]:
-    """Return the fields of the model found by following `location` from `model`; none where there is no model."""
+def _fields_at(model: type, location: Sequence[str | int]) -> Mapping[str, str | None]:
+    """Return name → description of the fields of the model or dataclass found by following `location` from `model`."""
     for part in location:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        inner = next((a for a in (annotation, *get_args(annotation)) if _is_model(a)), None)
+        annotation = _annotations(model).get(str(part))
+        inner = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and _annotations(a)), None)
         if inner is None:
             return {}
         model = inner
-    return model.model_fields
+    if issubclass(model, BaseModel):
+        return {name: field.description for name, field in model.model_fields.items()}
+    return dict.fromkeys(_annotations(model))
 
 
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _annotations(model: type) -> Mapping[str, Any]:
+    """Return name → type of the fields of a model or dataclass; none for other types."""
+    if issubclass(model, BaseModel):
+        return {name: field.annotation for name, field in model.model_fields.items()}
+    if dataclasses.is_dataclass(model):
+        hints = get_type_hints(model)
+        return {field.name: hints[field.name] for field in dataclasses.fields(model)}
+    return {}

@@ -1,15 +1,16 @@
 """The three protocols that plug-ins implement, and the view that agents see.
 
-A plug-in is a class found by entry point (``discovery.generators``, ``discovery.oracles``, ``discovery.agents``). It has a
-nested pydantic model ``Config`` (unknown keys forbidden, every field described) and is constructed as ``cls(config)``.
+A plug-in is a class found by entry point (``discovery.generators``, ``discovery.oracles``, ``discovery.agents``). It
+has a nested pydantic model ``Config`` (unknown keys forbidden, every field described) and is constructed as
+``cls(config)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -75,11 +76,11 @@ class Generator(Protocol):
     Config: ClassVar[type[PluginConfig]]
 
     def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
-        """Return ``sum(t.n_samples)`` samples ordered by target; exact compositions are guaranteed, failures in place."""
+        """Return ``sum(t.n_samples)`` samples ordered by target, of exact compositions, failures in place."""
         ...
 
     def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:
-        """Train on `crystals`, write the new weights into `folder` and use them from now on; None if it cannot learn."""
+        """Train on `crystals`, write the weights into `folder` and use them from now on; None if it cannot learn."""
         ...
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -89,6 +90,29 @@ class Generator(Protocol):
     @property
     def checkpoint(self) -> Checkpoint | None:
         """The weights in use; None for generators without weights."""
+        ...
+
+
+@runtime_checkable
+class TrainableGenerator(Protocol):
+    """A generator whose weights `discovery train` can make from scratch."""
+
+    TrainConfig: ClassVar[type[PluginConfig]]
+
+    @classmethod
+    def train(
+        cls,
+        crystals: Sequence[LabelledCrystal],
+        validation: Sequence[LabelledCrystal],
+        *,
+        config: Any,
+        folder: Path,
+        metadata: Mapping[str, Any],
+    ) -> Checkpoint:
+        """Train on `crystals`, going on with what `folder` already holds; return the weights best on `validation`.
+
+        `config` is a ``TrainConfig``; `metadata`, a JSON object, is stored with the weights.
+        """
         ...
 
 
@@ -121,9 +145,7 @@ class Agent(Protocol):
         """Return at most `n` targets, each with its reason."""
         ...
 
-    def select(
-        self, view: CampaignView, screened: Sequence[Candidate], budget: Budget
-    ) -> list[tuple[Candidate, str]]:
+    def select(self, view: CampaignView, screened: Sequence[Candidate], budget: Budget) -> list[tuple[Candidate, str]]:
         """Return the candidates worth a reference calculation, best first, each with its reason.
 
         At most ``budget.left("reference_calls")`` are taken.

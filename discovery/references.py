@@ -428,17 +428,8 @@ def _csv(elements: tuple[str, ...], config: ReferencesConfig) -> list[ReferenceC
 
 
 def _entries(elements: tuple[str, ...], config: ReferencesConfig) -> list[ReferenceCrystal]:
-    return _within(read_entries(cast(Path, config.path)), elements, config.max_e_above_hull)
-
-
-def read_entries(path: Path) -> list[ReferenceCrystal]:
-    """Read the crystals of a JSON list of pymatgen ``ComputedStructureEntry`` dictionaries; energies are not used.
-
-    Raises
-    ------
-    InvalidInputError
-        If the file is missing or no such list, or if none of its entries can be used.
-    """
+    """Crystals of a JSON list of pymatgen ``ComputedStructureEntry`` dictionaries; their energies are not used."""
+    path = cast(Path, config.path)
     with _open_text(path, "references.path") as file:
         try:
             data = json.load(file)
@@ -457,7 +448,7 @@ def read_entries(path: Path) -> list[ReferenceCrystal]:
         found.append(ReferenceCrystal(str(entry.get("entry_id") or f"entry-{number}"), crystal, path.name, properties))
     if data and not found:
         raise InvalidInputError(f"{path}: none of its {len(data)} entries has a usable 'structure'")
-    return found
+    return _within(found, elements, config.max_e_above_hull)
 
 
 def _materials_project(elements: tuple[str, ...], config: ReferencesConfig) -> list[ReferenceCrystal]:

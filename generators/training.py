@@ -53,9 +53,9 @@ class TrainingConfig:
         it, a training is reproducible to the bit on a CPU.
     """
 
-    steps: int = 1000
-    batch_size: int = 128
-    micro_batches: int = 4
+    steps: int = 30_000
+    batch_size: int = 64
+    micro_batches: int = 2
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     final_learning_rate: float = 0.0

@@ -48,7 +48,7 @@ class UniMatTrainConfig(PluginConfig):
         description="Layout, network and noise of the dense variant; layout.slots becomes what the data need.",
     )
     training: TrainingConfig = Field(
-        default_factory=lambda: TrainingConfig(steps=30_000, batch_size=64, micro_batches=2),
+        default_factory=TrainingConfig,
         description="Steps, batches, learning rate, averaging, ZeRO stage, bf16, seed, time limit.",
     )
     validate_every: int = Field(1000, ge=1, description="Steps between two validations of the averaged weights.")
@@ -84,7 +84,8 @@ def train_model(
     Raises
     ------
     InvalidInputError
-        If there is nothing to train on or to validate with, or a crystal does not fit the layout.
+        If there is nothing to train on or to validate with, a crystal does not fit the layout, or the loss is no
+        longer a number.
     """
     if not crystals or not validation:
         raise InvalidInputError(
@@ -197,6 +198,11 @@ class _Run:
         losses = dict(zip(self.shadow.loss_names, validation_loss(self.shadow, self.validation), strict=True))
         self._write({"step": self.done, "validation": losses})
         total = sum(losses.values())
+        if not np.isfinite(total):
+            raise InvalidInputError(
+                f"the training diverged: the validation loss is {total} at step {self.done}; remove {self.path.parent} "
+                "and train again with a lower training.learning_rate"
+            )
         if self.best and not total < self.best["validation_loss"]:
             return
         self.best = {

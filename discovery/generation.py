@@ -1,0 +1,153 @@
+"""The commands ``discovery train`` and ``discovery sample``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from discovery.errors import ConfigError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from discovery.protocols import Generator
+    from discovery.types import Target
+
+GeneratorOption = Annotated[str, typer.Option(help="Name of the generator.")]
+CheckpointOption = Annotated[Path | None, typer.Option(help="Weights; those of the package by default.")]
+SettingsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the generator, such as steps=50.")
+]
+
+
+def create_generator(name: str, checkpoint: Path | None, settings: "Sequence[str]") -> "Generator":
+    """Construct a generator from settings of the command line."""
+    from discovery import plugins
+    from discovery.config import parse_options
+
+    plugin = plugins.load("generators", name)
+    given = [*settings, *([f"checkpoint={checkpoint}"] if checkpoint is not None else [])]
+    generator: Generator = plugin(parse_options(plugin.Config, given))
+    return generator
+
+
+def train(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA... [KEY=VALUE]...",
+            help="Crystals: CSV files with a column cif, JSON files of entries, run folders. Then settings, "
+            "such as variant=unet3d training.steps=5000 training.zero_stage=1.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for state, log and checkpoint; a training goes on from there.")],
+    generator: GeneratorOption = "unimat",
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Held-out crystals; by default a random part of DATA.")
+    ] = None,
+    validation_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Size of that part.")] = 0.05,
+    leave_out: Annotated[
+        str | None, typer.Option(help="Chemical system, such as Mg-Si-Ge, whose crystals are left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split; training.seed is that of the training.")] = 0,
+    note: Annotated[str, typer.Option(help="Kept in the checkpoint: licence and remarks on the data.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a generator from scratch, or go on with a training that was interrupted."""
+    from discovery import plugins
+    from discovery.config import parse_options
+    from discovery.protocols import TrainableGenerator
+    from discovery.training_data import read_training_data, split, without_system
+
+    plugin = plugins.load("generators", generator)
+    if not isinstance(plugin, TrainableGenerator):
+        raise ConfigError(f"the generator {generator!r} has no weights to train; choose another with --generator")
+    settings = [item for item in data if "=" in item]
+    paths = [Path(item) for item in data if "=" not in item]
+    if not paths:
+        raise InvalidInputError("there is nothing to train on; name a CSV file, a JSON file of entries or a run folder")
+    config = parse_options(plugin.TrainConfig, settings)
+    crystals = [item for path in paths for item in read_training_data(path)]
+    if leave_out is not None:
+        crystals = without_system(crystals, leave_out.split("-"))
+    if validation:
+        held_out = [item for path in validation for item in read_training_data(path)]
+    else:
+        crystals, held_out = split(crystals, validation_fraction, seed)
+    metadata: dict[str, Any] = {
+        "data": [path.name for path in paths],
+        "validation": [path.name for path in validation or []],
+        "left_out": leave_out,
+        "n_train": len(crystals),
+        "n_validation": len(held_out),
+        "note": note,
+    }
+    checkpoint = plugin.train(crystals, held_out, config=config, folder=out, metadata=metadata)
+    result = {"checkpoint": checkpoint.path, "sha256": checkpoint.sha256, **checkpoint.metrics}
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for name, value in result.items():
+        typer.echo(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def sample(
+    out: Annotated[Path, typer.Option(help="Folder for one CIF file per crystal.")],
+    settings: SettingsArgument = None,
+    composition: Annotated[str | None, typer.Option(help="Atoms in the cell, such as Mg2Si or Mg4Si2.")] = None,
+    elements: Annotated[str | None, typer.Option(help="Elements to choose from, such as Mg-Si.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many crystals.")] = 16,
+    generator: GeneratorOption = "unimat",
+    checkpoint: CheckpointOption = None,
+    guidance: Annotated[
+        list[str] | None, typer.Option(help="Wanted property, such as e_above_hull=0; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal crystals.")] = 0,
+) -> None:
+    """Sample crystals and write them as CIF files."""
+    from pymatgen.io.cif import CifWriter
+
+    target = _target(composition, elements, n, guidance or [])
+    samples = create_generator(generator, checkpoint, settings or []).sample([target], seed=seed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for number, item in enumerate(samples):
+            if item.crystal is None:
+                reason = item.failure.message if item.failure is not None else "no crystal"
+                typer.echo(f"sample {number}: {reason}", err=True)
+                continue
+            path = out / f"{item.crystal.formula}_{number:03d}.cif"
+            CifWriter(item.crystal.to_structure(), significant_figures=10).write_file(path)
+            typer.echo(path)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{out} cannot be written: {error.strerror}; choose another folder with --out"
+        ) from error
+    if all(item.crystal is None for item in samples):
+        raise InvalidInputError(f"none of the {n} samples of {target.label} gave a crystal; the reasons are above")
+
+
+def _target(composition: str | None, elements: str | None, n: int, guidance: "Sequence[str]") -> "Target":
+    from pymatgen.core import Composition
+
+    from discovery.types import Target
+
+    if (composition is None) == (elements is None):
+        raise InvalidInputError("give either --composition, such as Mg2Si, or --elements, such as Mg-Si")
+    wanted = {}
+    for text in guidance:
+        name, _, value = text.partition("=")
+        try:
+            wanted[name] = float(value)
+        except ValueError as error:
+            raise InvalidInputError(f"--guidance {text}: write PROPERTY=NUMBER, such as e_above_hull=0") from error
+    if elements is not None:
+        return Target(n, elements=tuple(elements.split("-")), guidance=wanted)
+    try:
+        amounts = Composition(composition or "").get_el_amt_dict()
+    except ValueError as error:
+        raise InvalidInputError(f"--composition {composition}: {error}") from error
+    if not amounts or any(amount != int(amount) for amount in amounts.values()):
+        raise InvalidInputError(f"--composition {composition}: needs whole numbers of atoms, such as Mg2Si")
+    return Target(n, composition={element: int(amount) for element, amount in amounts.items()}, guidance=wanted)

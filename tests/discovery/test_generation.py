@@ -1,0 +1,218 @@
+"""The commands train, sample and evaluate csp, from files to files."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.core import Composition, Structure
+from pymatgen.core.lattice import Lattice
+from typer.testing import CliRunner
+
+from discovery import plugins
+from discovery.cli import app
+from discovery.crystal import Crystal
+from discovery.errors import ConfigError, DiscoveryError, InvalidInputError
+from discovery.evaluation.csp import predict, summarise
+from discovery.training_data import read_training_data, split, without_system
+from discovery.types import Sample
+
+ROCK_SALTS = {"Mg": 4.212, "Ca": 4.811, "Sr": 5.160, "Ba": 5.539}
+"""Lattice constants of the oxides, Å."""
+
+TINY = [
+    "token.width=16", "token.pair_width=8", "token.layers=1", "token.frequencies=3", "token.radial=8",
+    "training.batch_size=4", "training.micro_batches=1", "training.warmup_steps=2", "log_every=5", "validate_every=5",
+]  # fmt: skip
+
+
+def rock_salt(metal: str) -> Structure:
+    return Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(ROCK_SALTS[metal]), [metal, "O"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "oxides.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["material_id", "cif", "e_above_hull"])
+        for number, metal in enumerate(ROCK_SALTS):
+            writer.writerow([f"x-{metal}", rock_salt(metal).to(fmt="cif"), 0.01 * number])
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    arguments = ["train", str(data), *TINY, "training.steps=10", "--validation", str(data), "--out", str(out), "--json"]
+    result = json.loads(run(*arguments, "--leave-out", "Mg-O"))
+    assert Path(result["checkpoint"]) == out / "checkpoint.safetensors"
+    return out
+
+
+def test_training_writes_a_log_a_checkpoint_and_goes_on(trained: Path, data: Path, tmp_path: Path):
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [5, 10]
+    assert [set(row["validation"]) for row in rows if "validation" in row] == [{"coordinates", "lattice"}] * 2
+    parts = ["train", str(data), *TINY, "--validation", str(data), "--out", str(tmp_path), "--leave-out", "Mg-O"]
+    run(*parts, "training.steps=5", "training.final_learning_rate=1")
+    run(*parts, "training.steps=10", "training.final_learning_rate=1")
+    resumed = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert resumed == [5, 5, 10, 10]
+
+
+def test_training_ends_early_when_validation_stops_improving(data: Path, tmp_path: Path):
+    out = run(
+        "train", str(data), *TINY, "training.steps=200", "training.learning_rate=0.1", "patience=2",
+        "--validation", str(data), "--out", str(tmp_path), "--json",
+    )  # fmt: skip
+    best = json.loads(out)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    last = max(row["step"] for row in rows)
+    assert last < 200
+    assert last == best["step"] + 10
+    totals = {row["step"]: sum(row["validation"].values()) for row in rows if "validation" in row}
+    assert best["validation_loss"] == pytest.approx(min(totals.values()))
+    assert totals[best["step"]] == min(totals.values())
+
+
+def test_training_that_diverges_says_so(data: Path, tmp_path: Path):
+    arguments = ["train", str(data), *TINY, "training.steps=20", "training.learning_rate=1e6", "--out", str(tmp_path)]
+    with pytest.raises(InvalidInputError, match=r"diverged.*learning_rate"):
+        CliRunner().invoke(app, [*arguments, "--validation", str(data)], catch_exceptions=False)
+
+
+def test_sampling_writes_crystals_of_the_composition(trained: Path, tmp_path: Path):
+    checkpoint = str(trained / "checkpoint.safetensors")
+    paths = run(
+        "sample", "steps=4", "--composition", "Mg2Si", "--n", "3", "--out", str(tmp_path), "--checkpoint", checkpoint,
+        "--guidance", "e_above_hull=0",
+    ).split()  # fmt: skip
+    assert [Path(path).name for path in paths] == [f"Mg2Si_{i:03d}.cif" for i in range(3)]
+    for path in paths:
+        assert Structure.from_file(path).composition == Composition("Mg2Si")
+
+
+def test_prediction_prints_its_figures_as_json(trained: Path, data: Path):
+    out = run(
+        "evaluate", "csp", str(data), "steps=4", "--samples", "2", "--limit", "3", "--json",
+        "--checkpoint", str(trained / "checkpoint.safetensors"),
+    )  # fmt: skip
+    result = json.loads(out)
+    assert result["n"] == 3
+    assert result["samples"] == 2
+    assert result["seconds"] > 0
+    for kind in ("all", "valid"):
+        rate, rmse = result["match_rate"][kind], result["rmse"][kind]
+        assert rate in (0, 1 / 3, 2 / 3, 1)
+        assert (rmse is None) == (rate == 0)
+    assert result["match_rate"]["valid"] <= result["match_rate"]["all"]
+
+
+def test_random_search_is_predicted_with_by_the_same_command(data: Path):
+    result = json.loads(run("evaluate", "csp", str(data), "--generator", "random_search", "--limit", "2", "--json"))
+    assert result["n"] == 2
+
+
+class Copies:
+    """Gives for each target first a crystal far from the truth, then the truth, and nothing for every third target."""
+
+    def __init__(self, truths, shift):
+        self.truths, self.shift = truths, shift
+
+    def sample(self, targets, *, seed):
+        samples = []
+        for index, truth in enumerate(self.truths):
+            frac = truth.frac_coords.copy()
+            frac[0] += self.shift
+            moved = Crystal(truth.lattice, frac, truth.atomic_numbers)
+            samples += [Sample(index, moved), Sample(index, None if index % 3 == 2 else truth)]
+        return samples
+
+
+def test_the_best_sample_counts():
+    truths = [Crystal.from_structure(rock_salt(metal).get_primitive_structure()) for metal in ("Mg", "Ca", "Sr")]
+    result = predict(Copies(truths, np.array([0.02, 0, 0])), truths, samples=2, seed=0)
+    assert result.all.match_rate == 1
+    assert result.rms[:2] == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    volume_per_atom = truths[2].volume / 2
+    displacement = np.linalg.norm(np.array([0.02, 0, 0]) @ truths[2].lattice)
+    expected = displacement / 2 / volume_per_atom ** (1 / 3)  # the matcher shares it between the two atoms
+    assert result.rms[2] == pytest.approx(expected, rel=1e-3)
+    assert result.all.rmse == pytest.approx(expected / 3, rel=1e-3)
+    assert result.valid_rate == pytest.approx(5 / 6)
+
+
+def test_invalid_samples_match_only_when_all_count():
+    truth = Crystal(0.9 * np.eye(3), [[0, 0, 0]], [1])  # 0.7 Å³ per atom
+    result = predict(Copies([truth], np.zeros(3)), [truth], samples=2, seed=0)
+    assert (result.all.match_rate, result.valid.match_rate) == (1.0, 0.0)
+    assert result.valid.rmse is None
+
+
+def test_nothing_matched_has_no_rmse():
+    assert summarise([None, None]).rmse is None
+    assert summarise([None, 0.2]).match_rate == 0.5
+
+
+def test_data_of_every_kind_are_read(data: Path, tmp_path: Path):
+    from_csv = read_training_data(data)
+    assert [item.properties["e_above_hull"] for item in from_csv] == [0.0, 0.01, 0.02, 0.03]
+    entries = tmp_path / "entries.json"
+    entries.write_text(
+        json.dumps(
+            [
+                {"entry_id": m, "structure": rock_salt(m).as_dict(), "energy": -1.0, "data": {"e_above_hull": 0.5}}
+                for m in ("Mg", "Ca")
+            ]
+        )
+    )
+    from_json = read_training_data(entries)
+    assert [(item.id, item.properties) for item in from_json] == [
+        ("Mg", {"e_above_hull": 0.5}),
+        ("Ca", {"e_above_hull": 0.5}),
+    ]
+    assert [item.id for item in without_system(from_csv, ["Ca", "O", "Sr"])] == ["x-Mg", "x-Ba"]
+    train, held_out = split(from_csv, 0.25, 0)
+    assert len(train) == 3
+    assert {item.id for item in (*train, *held_out)} == {item.id for item in from_csv}
+    with pytest.raises(InvalidInputError, match="cannot be split"):
+        split(from_csv[:1], 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["train", "DATA", "training.step=5", "--out", "x"], ConfigError, "training.step .*did you mean 'steps'"),
+        (["train", "DATA", "unet3d.layout.slot=5", "--out", "x"], ConfigError, "unet3d.layout.slot .*'slots'"),
+        (["train", "DATA", "variant=tokens", "--out", "x"], ConfigError, "did you mean 'token'"),
+        (["train", "DATA", "--generator", "random_search", "--out", "x"], ConfigError, "no weights to train"),
+        (["train", "steps=5", "--out", "x"], InvalidInputError, "nothing to train on"),
+        (["train", "nowhere.csv", "--out", "x"], InvalidInputError, "nowhere.csv does not exist"),
+        (["sample", "--out", "x"], InvalidInputError, "either --composition"),
+        (["sample", "--composition", "Mg0.5Si", "--out", "x"], InvalidInputError, "whole numbers"),
+        (["sample", "--composition", "Mg", "--guidance", "hard", "--out", "x"], InvalidInputError, "PROPERTY=NUMBER"),
+        (["sample", "--composition", "Mg", "step=5", "--out", "x"], ConfigError, "did you mean 'steps'"),
+        (["sample", "--composition", "Mg", "--generator", "unimate", "--out", "x"], ConfigError, "'unimat'"),
+        (["sample", "--composition", "Xx2", "--generator", "random_search", "--out", "x"], DiscoveryError, "Xx"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments, error, message, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [str(data) if argument == "DATA" else argument for argument in arguments]
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, given, catch_exceptions=False)
+
+
+def test_every_training_option_is_described():
+    config = plugins.load("generators", "unimat").TrainConfig
+    assert [name for name, field in config.model_fields.items() if not field.description] == []
