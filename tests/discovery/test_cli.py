@@ -19,20 +19,19 @@ from discovery import cli
 from discovery.hull import Hull
 from discovery.store import Store
 
-SETTINGS = (
-    "quickstart",
-    "oracle/screening=emt",
-    "oracle/reference=emt",
-    "generator=random_search",
-    "references.source=elements",
-    "executor.name=in_process",
-    "campaign.chemical_space=Cu-Au",
-    "campaign.rounds=2",
-    "campaign.targets_per_round=3",
-    "campaign.samples_per_target=3",
-    "campaign.max_atoms=4",
-    "seed=7",
-)
+CAMPAIGN = """
+campaign:
+  chemical_space: Cu-Au
+  rounds: 2
+  targets_per_round: 3
+  samples_per_target: 3
+  max_atoms: 4
+  reference_calls_per_round: 3
+  budget: {reference_calls: 6}
+references: {source: elements}
+executor: {name: in_process}
+"""
+CHOICES = ("oracle/screening=emt", "oracle/reference=emt", "generator=random_search", "seed=7")
 
 
 def call(*arguments: str) -> None:
@@ -49,8 +48,10 @@ def call(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "cuau"
-    call("launch", *SETTINGS, f"run_dir={folder}", "--quiet")
+    campaign = tmp_path_factory.mktemp("cli") / "cuau.yaml"
+    campaign.write_text(CAMPAIGN)
+    folder = campaign.with_name("run")
+    call("launch", str(campaign), *CHOICES, f"run_dir={folder}", "--quiet")
     return folder
 
 
@@ -68,7 +69,7 @@ def status_of(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, An
 
 def test_status_keeps_its_contract(run_dir: Path, capsys: pytest.CaptureFixture[str], hull: Hull) -> None:
     status = status_of(run_dir, capsys)
-    assert (status["state"], status["round"], status["seed"], status["name"]) == ("finished", 1, 7, "quickstart")
+    assert (status["state"], status["round"], status["seed"], status["name"]) == ("finished", 1, 7, "cuau")
     funnel = status["funnel"]
     ends = ("rejected", "failed", "passed_over", "judged", "in_flight")
     assert funnel["sampled"] == 18 == sum(funnel[end] for end in ends)
@@ -162,13 +163,13 @@ def test_every_event_is_a_line_of_json(run_dir: Path) -> None:
 
 def test_resuming_a_finished_campaign_shows_its_report(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("resume", str(run_dir))
-    assert "# quickstart" in capsys.readouterr().out
+    assert "# cuau" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("launch", *SETTINGS, "run_dir={run_dir}"), 1, "discovery resume"),
+        (("launch", "{run_dir}/../cuau.yaml", *CHOICES, "run_dir={run_dir}"), 1, "discovery resume"),
         (("launch", "quickstart", "campaign.rounds=0"), 2, "campaign.rounds"),
         (("launch", "quickstat"), 2, "quickstart"),
         (("status", "{run_dir}/nowhere"), 1, "not a run folder"),
