@@ -62,6 +62,7 @@ class Matcher:
 
     def __init__(self, ltol: float = 0.2, stol: float = 0.3, angle_tol: float = 5.0) -> None:
         self._matcher = StructureMatcher(ltol=ltol, stol=stol, angle_tol=angle_tol)
+        self.tolerances = {"ltol": ltol, "stol": stol, "angle_tol": angle_tol}
         self._ltol, self._angle_tol = ltol, np.radians(angle_tol)
         self._formulas: dict[Crystal, str] = {}
         self._reduced: dict[Crystal, _Reduced] = {}

@@ -1,6 +1,7 @@
 """The command ``discovery evaluate``: one subcommand per protocol."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,128 @@ app = typer.Typer(help="Judge generated crystals by the field's protocols.", no_
 @app.callback()
 def evaluate() -> None:
     """Judge generated crystals by the field's protocols."""
+
+
+ReferenceOption = Annotated[Path, typer.Option(help="Reference crystals: any of the same forms.")]
+HullOption = Annotated[
+    Path, typer.Option("--hull", help="Entries of the reference hull: CSV, JSON, extxyz, run folder.")
+]
+GeneratedArgument = Annotated[
+    Path, typer.Argument(help="Folder of CIF files, extxyz, zip of CIF files, JSON of entries, CSV or run folder.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
+OutOption = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
+PageOption = Annotated[Path | None, typer.Option("--html", help="Also write a page with plots to this file.")]
+SeedOption = Annotated[int, typer.Option(help="Of draws and intervals.")]
+
+
+@app.command()
+def proxy(
+    generated: GeneratedArgument,
+    reference: ReferenceOption,
+    data_set: Annotated[str, typer.Option(help="Whose cut-offs of coverage: mp20, carbon or perovskite.")] = "mp20",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that compute fingerprints.")] = 1,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+    page: PageOption = None,
+) -> None:
+    """P1: validity, coverage, diversity and distributions of CDVAE, against a test set."""
+    from discovery.evaluation.output import progress_bar, show
+    from discovery.evaluation.proxy import evaluate as judge
+    from discovery.sets import read_set
+
+    wanted, known = read_set(generated), read_set(reference)
+    with progress_bar("fingerprints", len(wanted.crystals) + len(known.crystals)) as bar:
+        advance = partial(bar.advance, bar.task_ids[0])
+        result = judge(wanted, known, data_set=data_set, workers=workers, seed=seed, progress=advance)
+    show(result, as_json=as_json, out=out, page=page)
+
+
+@app.command()
+def reconstruction(
+    predicted: GeneratedArgument,
+    truth: Annotated[Path, typer.Argument(help="The true crystals, one for each prediction, with its id or in order.")],
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+    page: PageOption = None,
+) -> None:
+    """P2: match rate and displacement of predicted crystals against the true ones."""
+    from discovery.evaluation.output import progress_bar, show
+    from discovery.evaluation.reconstruction import evaluate as judge
+    from discovery.sets import read_set
+
+    found, true = read_set(predicted), read_set(truth)
+    with progress_bar("matching", len(true.members)) as bar:
+        result = judge(found, true, seed=seed, progress=partial(bar.advance, bar.task_ids[0]))
+    show(result, as_json=as_json, out=out, page=page)
+
+
+@app.command()
+def stability(
+    generated: GeneratedArgument,
+    hull: HullOption,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the oracle, such as fmax=0.05.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Crystals that are known; those of the hull by default.")
+    ] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="Relaxes the crystals; without it they must have energies and be relaxed.")
+    ] = None,
+    sampling_seconds: Annotated[float | None, typer.Option(help="What generating them took, for the cost.")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+    page: PageOption = None,
+) -> None:
+    """P3: stable, unique and novel crystals at 0, 0.025, 0.05 and 0.1 eV/atom, and what they cost."""
+    from discovery import plugins
+    from discovery.config import parse_options
+    from discovery.evaluation.output import progress_bar, show
+    from discovery.evaluation.stability import evaluate as judge
+    from discovery.sets import read_set
+
+    entries = read_set(hull, crystals=reference is None)
+    known = entries if reference is None else read_set(reference)
+    wanted = read_set(generated)
+    plugin = plugins.load("oracles", oracle) if oracle is not None else None
+    chosen = plugin(parse_options(plugin.Config, settings or [])) if plugin is not None else None
+    with progress_bar("relaxing", len(wanted.members)) as bar:
+        result = judge(
+            wanted,
+            entries,
+            known.crystals,
+            chosen,
+            seed=seed,
+            sampling_seconds=sampling_seconds,
+            progress=partial(bar.advance, bar.task_ids[0]),
+        )
+    show(result, as_json=as_json, out=out, page=page)
+
+
+@app.command()
+def pairs(
+    first: GeneratedArgument,
+    second: Annotated[Path, typer.Argument(help="The set it is compared with, such as that of random search.")],
+    hull: Annotated[
+        Path | None, typer.Option(help="Entries of the reference hull, for numbers of stable crystals.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+    page: PageOption = None,
+) -> None:
+    """P4: formation energies of two sets of relaxed crystals, composition by composition (UniMat)."""
+    from discovery.evaluation.output import show
+    from discovery.evaluation.pairs import evaluate as judge
+    from discovery.sets import read_set
+
+    entries = read_set(hull, crystals=False) if hull is not None else None
+    result = judge(read_set(first, crystals=False), read_set(second, crystals=False), entries, seed=seed)
+    show(result, as_json=as_json, out=out, page=page)
 
 
 @app.command()

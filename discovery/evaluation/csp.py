@@ -14,7 +14,7 @@ import numpy as np
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
 from discovery.evaluation.reconstruction import ANGLE_TOLERANCE, LENGTH_TOLERANCE, SITE_TOLERANCE, match_rms
-from discovery.matching import is_valid
+from discovery.evaluation.validity import charges, distances_are_valid
 from discovery.protocols import Generator
 from discovery.types import Target
 
@@ -36,11 +36,11 @@ class CspResult:
     all
         Every sample counts.
     valid
-        Samples that :func:`discovery.matching.is_valid` refuses do not count.
+        Samples whose distances or charges are invalid by the rules of CDVAE do not count.
     n, samples
         Test crystals, and samples for each.
     valid_rate
-        Share of valid samples among all that were asked for.
+        Share of samples with valid distances among all that were asked for.
     seconds
         Wall time of sampling alone.
     rms
@@ -85,13 +85,14 @@ def predict(generator: Generator, truths: Sequence[Crystal], *, samples: int, se
     seconds = time.perf_counter() - start
     best: list[float | None] = [None] * len(truths)
     best_valid: list[float | None] = [None] * len(truths)
+    neutral = [charges(truth) == "valid" for truth in truths]
     n_valid = 0
     for item in predicted:
-        valid = item.crystal is not None and is_valid(item.crystal) is None
+        valid = item.crystal is not None and distances_are_valid(item.crystal.to_structure())
         n_valid += valid
         rms = match_rms(item.crystal, truths[item.target])
         best[item.target] = _smaller(best[item.target], rms)
-        if valid:
+        if valid and neutral[item.target]:
             best_valid[item.target] = _smaller(best_valid[item.target], rms)
     return CspResult(
         summarise(best),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 from pymatgen.analysis.local_env import CrystalNN, LocalStructOrderParams
@@ -61,7 +62,7 @@ def _site_fingerprint(structure: Structure, site: int) -> list[float]:
         for motif in _motifs().get(coordination, ()):
             value = 0.0
             if weight:
-                sites = [structure[site], *(neighbour["site"] for neighbour in found.cn_nninfo[coordination])]
+                sites: Any = [structure[site], *(neighbour["site"] for neighbour in found.cn_nninfo[coordination])]
                 value = motif.get_order_parameters(sites, 0, indices_neighs=list(range(1, len(sites))))[0] or 0.0
             fingerprint.append(weight * value)
     return fingerprint

@@ -141,9 +141,7 @@ def evaluate(
     end = time.perf_counter()
     descriptions = {id_: description for (id_, _), description in zip(usable, found, strict=True)}
     outcomes = {
-        member.id: descriptions[member.id].outcome
-        if member.id in descriptions
-        else f"unusable: {member.problem or 'no atoms'}"
+        member.id: descriptions[member.id].outcome if member.id in descriptions else unusable(member)
         for member in generated.members
     }
     n = len(outcomes)

@@ -1,7 +1,7 @@
 """Protocol P2: how many crystals of known composition are reconstructed, and how closely.
 
-After Xie et al., ICLR 2022 (CDVAE), whose match rate and RMSE the field reports, and after arXiv:2509.12178, which counts
-all samples of a composition (METRe) and gives misses their price (cRMSE).
+After Xie et al., ICLR 2022 (CDVAE), whose match rate and RMSE the field reports, and after arXiv:2509.12178, which
+counts all samples of a composition (METRe) and gives misses their price (cRMSE).
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def evaluate(
     start = time.perf_counter()
     pairs = _pairs(predicted, truth)
     by_formula: dict[str, list[Crystal]] = defaultdict(list)
-    for crystal in predicted.crystals.values():
-        if len(crystal):
-            by_formula[crystal.formula].append(crystal)
+    for usable in predicted.crystals.values():
+        if len(usable):
+            by_formula[usable.formula].append(usable)
     outcomes: dict[str, str] = {}
     matched: dict[str, float] = {}
     valid: set[str] = set()

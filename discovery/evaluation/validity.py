@@ -1,7 +1,7 @@
 """Validity of crystals as CDVAE defines it (Xie et al., ICLR 2022): by distances, and by charges.
 
-The charge rule is that of SMACT (Davies et al., J. Open Source Softw. 4, 1361, 2019) with the tables of version 2.6, which
-the field uses; later versions allow other oxidation states, and give other numbers.
+The charge rule is that of SMACT (Davies et al., J. Open Source Softw. 4, 1361, 2019) with the tables of version 2.6,
+which the field uses; later versions allow other oxidation states, and give other numbers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,62 @@
+"""Against the figures of CDVAE's original code; coverage takes minutes and is in benchmarks/cdvae_golden.py."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from scipy.stats import wasserstein_distance
+
+from discovery.evaluation import proxy, reconstruction
+from discovery.evaluation.validity import charges, distances_are_valid
+from discovery.sets import read_set
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return json.loads((shared / "reference/cdvae/golden.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def generated(shared):
+    return read_set(shared / "reference/cdvae/generated.csv.gz")
+
+
+def test_validity_agrees_crystal_by_crystal(golden, generated):
+    crystals = [member.crystal for member in generated.members]
+    assert [charges(crystal) == "valid" for crystal in crystals] == golden["comp_valid"]
+    assert [distances_are_valid(crystal.to_structure()) for crystal in crystals] == golden["struct_valid"]
+
+
+def test_distributions_agree(shared, golden, generated):
+    reference = read_set(shared / "data/mp_20_bt/test.csv.gz").members[:600]
+    valid = [member.crystal for member, good in zip(generated.members, golden["valid"], strict=True) if good]
+    found = wasserstein_distance(
+        [crystal.to_structure().density for crystal in valid],
+        [member.crystal.to_structure().density for member in reference],
+    )
+    assert found == pytest.approx(golden["metrics"]["wdist_density"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_reconstruction_agrees(shared, golden, generated):
+    truth = read_set(shared / "data/mp_20_bt/train.csv.gz")
+    result = reconstruction.evaluate(generated, replace(truth, members=truth.members[:1000]))
+    assert result.metric("match_rate_valid").value == pytest.approx(golden["reconstruction"]["match_rate"], abs=1e-9)
+    assert result.metric("rmse_valid").value == pytest.approx(golden["reconstruction"]["rms_dist"], abs=1e-6)
+    assert len(result.outcomes) == 1000
+
+
+@pytest.mark.slow
+def test_coverage_is_full_of_itself_and_counts_everything_requested(shared):
+    some = read_set(shared / "data/mp_20_bt/test.csv.gz").members[:12]
+    crystals = read_set(shared / "data/mp_20_bt/test.csv.gz")
+    reference = replace(crystals, members=some)
+    broken = replace(some[0], id="broken", crystal=None, problem="unreadable: x")
+    result = proxy.evaluate(replace(crystals, members=(*some, broken)), reference)
+    assert result.metric("cov_recall").value == 1.0
+    assert result.metric("joint_recall").value == 1.0
+    assert result.metric("cov_precision").value == pytest.approx(12 / 13)
+    assert result.metric("amsd_recall").value == 0.0
+    assert result.metric("wdist_density").n <= 12
+    assert result.outcomes["broken"] == "unusable: unreadable: x"
+    assert sum(result.losses.values()) == 13
