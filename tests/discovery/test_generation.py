@@ -153,10 +153,13 @@ def test_the_best_sample_counts():
 
 
 def test_invalid_samples_match_only_when_all_count():
-    truth = Crystal(0.9 * np.eye(3), [[0, 0, 0]], [1])  # 0.7 Å³ per atom
-    result = predict(Copies([truth], np.zeros(3)), [truth], samples=2, seed=0)
-    assert (result.all.match_rate, result.valid.match_rate) == (1.0, 0.0)
-    assert result.valid.rmse is None
+    close = Crystal(3 * np.eye(3), [[0, 0, 0], [0.1, 0, 0]], [1, 1])  # 0.3 Å apart
+    charged = Crystal(4 * np.eye(3), [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0]], [11, 9, 9])  # NaF2
+    for truth, valid_rate in ((close, 0.0), (charged, 1.0)):
+        result = predict(Copies([truth], np.zeros(3)), [truth], samples=2, seed=0)
+        assert (result.all.match_rate, result.valid.match_rate) == (1.0, 0.0)
+        assert result.valid.rmse is None
+        assert result.valid_rate == valid_rate
 
 
 def test_nothing_matched_has_no_rmse():
