@@ -40,7 +40,7 @@ Role = Literal["screening", "reference"]
 ROLES: tuple[Role, ...] = ("screening", "reference")
 
 RESULT_FORMAT = "discovery.result/1"
-BATCH_ATOMS = 128
+BATCH_ATOMS = 48
 """Atoms in one batch for a screening worker; small, so that results are committed soon and little is lost with one."""
 MAX_LOST = 3
 """How often work is repeated because its worker was lost, before that is recorded as the failure ``lost``."""

@@ -171,7 +171,7 @@ class Sample:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """One oracle's answer for one crystal.
 
@@ -334,7 +334,7 @@ class Checkpoint:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """Read-only view of one sampled crystal and what has happened to it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -33,6 +34,13 @@ class Outcome:
     timed_out: bool
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, also by SIGKILL; other systems have no such call."""
+    set_parent_death_signal = 1
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def run(
     command: Sequence[str],
     *,
@@ -42,6 +50,8 @@ def run(
     environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run `command` in `folder` and wait for it; its whole process group is dead when this returns or raises.
+
+    On Linux the program is killed too if this process dies without a chance to do so itself.
 
     Parameters
     ----------
@@ -67,6 +77,7 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
         try:
             process.wait(timeout=max_seconds)
