@@ -41,7 +41,7 @@ class Chance:
 
 
 def right_volume(truth: Crystal, rng: np.random.Generator) -> Crystal:
-    """Return uniform sites in a cell with lengths within a factor 2 and angles of 60–120°, scaled to the true volume."""
+    """Return uniform sites in a cell of the true volume, lengths within a factor 2 and angles of 60–120°."""
     from pymatgen.core import Lattice
 
     while True:

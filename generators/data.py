@@ -119,21 +119,31 @@ class CrystalArrays:
 
 
 def shuffled_batches(
-    data: CrystalArrays, batch_size: int, micro_batches: int, *, seed: int, start: int = 0
+    data: CrystalArrays,
+    batch_size: int,
+    micro_batches: int,
+    *,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    n_ranks: int = 1,
 ) -> Iterator[list[CrystalArrays]]:
     """Yield batches for ever, each as micro-batches of crystals of similar size, so that little is padded.
 
-    The stream depends on `seed` alone; `start` skips that many batches, for resuming.
+    The stream depends on `seed` alone; `start` skips that many batches, for resuming. Each of `n_ranks` processes gets
+    crystals of its own.
     """
-    per_epoch = max(1, len(data) // batch_size)
+    per_step = batch_size * n_ranks
+    per_epoch = max(1, len(data) // per_step)
     step = start
     while True:
         epoch, first = divmod(step, per_epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(data))
-        if len(data) < batch_size:
-            order = np.resize(order, batch_size)
+        if len(data) < per_step:
+            order = np.resize(order, per_step)
         for position in range(first, per_epoch):
-            chosen = order[position * batch_size : (position + 1) * batch_size]
+            begin = position * per_step + rank * batch_size
+            chosen = order[begin : begin + batch_size]
             chosen = chosen[np.argsort(data.n_atoms[chosen], kind="stable")]
             yield [data.take(part) for part in np.array_split(chosen, micro_batches)]
             step += 1

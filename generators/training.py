@@ -45,7 +45,7 @@ class TrainingConfig:
     zero_stage
         DeepSpeed's ZeRO stage, 0–2.
     bf16
-        Keep the network in bfloat16 (GPU).
+        Multiply matrices in bfloat16 (GPU); weights, geometry and losses stay in float32.
     seed
         Of noise.
     time_limit
@@ -96,6 +96,26 @@ class ExponentialMovingAverage:
             self.weights[name].lerp_(value.detach().float(), 1 - decay)
 
 
+def rank() -> int:
+    """Return the number of this process among those that train together, 0 if it trains alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def n_ranks() -> int:
+    """Return how many processes train together, as started by ``torchrun`` or ``deepspeed``."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _of_first_rank(value: float) -> float:
+    """Return the first process's value, so that all of them take the same decisions."""
+    if n_ranks() == 1:
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(shared, 0)
+    return float(shared)
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -141,7 +161,7 @@ def _deepspeed_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config
             "gradient_clipping": config.gradient_clipping,
             "zero_optimization": {"stage": config.zero_stage},
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": config.bf16},
+            "torch_autocast": {"enabled": config.bf16, "dtype": "bfloat16"},
             "steps_per_print": sys.maxsize,
         },
     )
@@ -164,7 +184,8 @@ def train(
     model
         Called as ``model(batch, generator)``; returns a tuple of scalar losses.
     batches
-        Yields one sequence of ``config.micro_batches`` micro-batches per step, beginning at the step to resume from.
+        Yields one sequence of ``config.micro_batches`` micro-batches per step, beginning at the step to resume from; in
+        each of several processes those of its own.
     config
         How to train.
     folder
@@ -191,14 +212,17 @@ def train(
         if folder is not None and (folder / "latest").exists():
             _, state = engine.load_checkpoint(str(folder))
             start, before, ema.weights = state["step"], state["seconds"], state["ema"]
+    ema.weights = {name: value.to(engine.device) for name, value in ema.weights.items()}
     engine.train()
     began = time.monotonic() - before
     iterator = iter(batches)
     for step in range(start, config.steps):
+        seconds = _of_first_rank(time.monotonic() - began)
         for group in engine.optimizer.param_groups:
-            group["lr"] = config.learning_rate * config.learning_rate_factor(step, time.monotonic() - began)
-        noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        torch.manual_seed(config.seed * 1_000_003 + step)  # of dropout
+            group["lr"] = config.learning_rate * config.learning_rate_factor(step, seconds)
+        seed = config.seed * 1_000_003 + step + (rank() << 40)
+        noise = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # of dropout
         totals: list[float] = []
         for micro_batch in next(iterator):
             losses = engine(micro_batch, noise)
@@ -208,14 +232,15 @@ def train(
         ema.update(engine.module, step)
         done = step + 1
         means = tuple(total / config.micro_batches for total in totals)
-        seconds = time.monotonic() - began
+        seconds = _of_first_rank(time.monotonic() - began)
         stop = bool(on_step and on_step(done, means, ema.weights)) or (
             config.time_limit is not None and seconds > config.time_limit
         )
         if folder is not None and (stop or done % save_every == 0 or done == config.steps):
             with _stdout_to_stderr():
                 engine.save_checkpoint(str(folder), client_state={"step": done, "seconds": seconds, "ema": ema.weights})
-            _remove_older_states(folder)
+            if rank() == 0:
+                _remove_older_states(folder)
         if stop:
             break
     return ema.weights

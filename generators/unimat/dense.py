@@ -257,7 +257,8 @@ class DenseModel(UniMatModel):
         if self.cartesian:
             vectors = vectors @ random_rotations(b, generator).to(vectors)
         slots = shuffled_slots(numbers, layout, generator)
-        atoms = encode(numbers, frac, vectors.float(), slots, layout)
+        with torch.autocast(device.type, enabled=False):
+            atoms = encode(numbers, frac, vectors.float(), slots, layout)
         lattice = self._lattice_numbers(vectors, (numbers > 0).sum(1))
 
         occupied = occupied_slots(numbers, slots, layout)

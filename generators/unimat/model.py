@@ -234,7 +234,7 @@ class TokenModel(UniMatModel):
         return TokenBatch(crystals.numbers, crystals.frac, encoding, crystals.properties)
 
     def _metric(self, lattice: Tensor, n_atoms: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(lattice.device.type, enabled=False):
             return lattices.decode_metric(lattice * self.lattice_std + self.lattice_mean, n_atoms.to(lattice.dtype))
 
     def _predict(self, batch: TokenBatch, time: Tensor) -> tuple[Tensor, Tensor]:

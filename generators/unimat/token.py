@@ -184,7 +184,8 @@ class TokenNetwork(nn.Module):
         displacement = wrap(batch.frac[:, None] - batch.frac[:, :, None])
         harmonics = 2 * math.pi * self.harmonics
         angles = (displacement[..., None] * harmonics).flatten(-2)
-        squared = torch.einsum("bijx,bxy,bijy->bij", displacement, metric, displacement)
+        with torch.autocast(h.device.type, enabled=False):
+            squared = torch.einsum("bijx,bxy,bijy->bij", displacement, metric, displacement)
         centres = torch.linspace(0.0, 8.0, self.radial, device=h.device, dtype=h.dtype)
         distance = (squared + 1e-8).sqrt().clamp(max=20.0)
         basis = torch.exp(-(((distance[..., None] - centres) * (self.radial / 8.0)) ** 2))

@@ -23,7 +23,7 @@ from discovery.protocols import PluginConfig
 from discovery.types import Checkpoint, LabelledCrystal
 from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
-from generators.training import TrainingConfig, resume_step, train
+from generators.training import TrainingConfig, n_ranks, rank, resume_step, train
 from generators.unimat.dense import DenseModelConfig
 from generators.unimat.model import TokenModelConfig
 from generators.unimat.representation import check_fit
@@ -100,16 +100,21 @@ def train_model(
     model.fit_normalisation(data)
     run = _Run(model, data, held_out, config, folder, metadata)
     start = resume_step(folder / "state")
+    training = config.training
     batches = (
         [model.batch(part) for part in parts]
         for parts in shuffled_batches(
-            data, config.training.batch_size, config.training.micro_batches, seed=config.training.seed, start=start
+            data,
+            training.batch_size,
+            training.micro_batches,
+            seed=training.seed,
+            start=start,
+            rank=rank(),
+            n_ranks=n_ranks(),
         )
     )
     with run.progress(start):
-        weights = train(
-            model, batches, config.training, folder=folder / "state", save_every=SAVE_EVERY, on_step=run.on_step
-        )
+        weights = train(model, batches, training, folder=folder / "state", save_every=SAVE_EVERY, on_step=run.on_step)
     run.finish(weights)
     return run.checkpoint
 
@@ -140,7 +145,7 @@ class _Run:
     ) -> None:
         self.config = config
         self.data, self.validation = data, validation
-        self.shadow = create_model(model.config).to(model.lattice_mean.device).eval()
+        self.shadow = create_model(model.config).eval()
         self.path = folder / "checkpoint.safetensors"
         self.log = folder / "log.jsonl"
         self.metadata = metadata
@@ -158,6 +163,7 @@ class _Run:
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
             console=Console(stderr=True),
+            disable=rank() > 0,
         )
         self.bar.add_task("training", total=self.config.training.steps, completed=start, loss="")
         return self.bar
@@ -182,6 +188,8 @@ class _Run:
         """Validate the last weights, unless that is done."""
         if self.validated != self.done or not self.best:
             self._validate(weights)
+        if n_ranks() > 1:
+            torch.distributed.barrier()  # until the first process has written the checkpoint
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -189,12 +197,14 @@ class _Run:
         return Checkpoint(str(self.path), checkpoints.sha256(self.path), metrics=self.best)
 
     def _write(self, row: dict[str, Any]) -> None:
+        if rank() > 0:
+            return
         with self.log.open("a") as log:
             log.write(json.dumps({**row, "seconds": round(time.monotonic() - self.began, 1)}) + "\n")
 
     def _validate(self, weights: dict[str, Tensor]) -> None:
         self.validated = self.done
-        self.shadow.load_state_dict(weights)
+        self.shadow.to(weights["lattice_mean"].device).load_state_dict(weights)
         losses = dict(zip(self.shadow.loss_names, validation_loss(self.shadow, self.validation), strict=True))
         self._write({"step": self.done, "validation": losses})
         total = sum(losses.values())
@@ -210,6 +220,10 @@ class _Run:
             "validation_loss": total,
             **{f"validation_{name}_loss": loss for name, loss in losses.items()},
         }
+        if rank() == 0:
+            self._save()
+
+    def _save(self) -> None:
         rng = np.random.default_rng(self.config.training.seed)
         replay, held_out = (
             data.take(rng.choice(len(data), min(size, len(data)), replace=False))

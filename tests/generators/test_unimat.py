@@ -1,6 +1,9 @@
 """UniMat's token variant: symmetries, training through DeepSpeed, resuming, fine-tuning and its guard."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +172,55 @@ def test_zero_stages_train_to_the_same_weights(data: CrystalArrays, zero_stage: 
     plain, partitioned = run(0), run(zero_stage)
     for name, tensor in plain.items():
         torch.testing.assert_close(partitioned[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_bf16_trains_to_nearly_the_same_weights(data: CrystalArrays):
+    def run(*, bf16: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = TokenModel(SMALL)
+        model.fit_normalisation(data)
+        batches = ([model.batch(p) for p in parts] for parts in shuffled_batches(data, 8, 1, seed=0))
+        weights = train(model, batches, TrainingConfig(steps=4, batch_size=8, micro_batches=1, bf16=bf16))
+        assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+        return torch.cat([tensor.flatten() for tensor in weights.values()])
+
+    full, half = run(bf16=False), run(bf16=True)
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(half, full, atol=5e-3, rtol=0)
+
+
+def test_processes_share_out_the_crystals(data: CrystalArrays):
+    n = len(data)
+    labelled = dataclasses.replace(data, properties=np.arange(n, dtype=float)[:, None])
+
+    def first(batch_size: int, rank: int, n_ranks: int) -> list[float]:
+        parts = next(shuffled_batches(labelled, batch_size, 1, seed=3, rank=rank, n_ranks=n_ranks))
+        return sorted(parts[0].properties[:, 0].tolist())
+
+    parts = [first(4, rank, 3) for rank in range(3)]
+    assert sorted(x for part in parts for x in part) == first(12, 0, 1)
+    assert len({x for part in parts for x in part}) == 12
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path):
+    csv_file = tmp_path / "toys.csv"
+    rows = ["material_id,cif,e_above_hull"]
+    for item in toys():
+        cif = item.crystal.to_structure().to(fmt="cif").replace('"', "'")
+        rows.append(f'{item.crystal.formula}-{len(rows)},"{cif}",0.0')
+    csv_file.write_text("\n".join(rows))
+    settings = ["token.width=16", "token.pair_width=8", "token.layers=1", "training.batch_size=4", "log_every=2"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "discovery", "train",
+        str(csv_file), *settings, "training.micro_batches=1", "training.steps=4", "training.zero_stage=1",
+        "--validation", str(csv_file), "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "loss" in row] == [2, 4]
+    assert UniMatGenerator(UniMatConfig(checkpoint=tmp_path / "run" / "checkpoint.safetensors")).checkpoint.sha256
 
 
 def test_sample_guarantees_composition_and_depends_on_seed_alone(trained: Path):
