@@ -62,9 +62,9 @@ class GPAWOracle:
             lt=1,
             description="Closest approach of two atoms, as a fraction of the sum of their covalent radii.",
         )
-        cutoff: float = Field(600.0, ge=200, le=2000, description="Kinetic energy cutoff of the plane waves, eV.")
+        cutoff: float = Field(800.0, ge=200, le=2000, description="Kinetic energy cutoff of the plane waves, eV.")
         k_density: float = Field(
-            5.0, gt=0, le=20, description="k-points per Å⁻¹ along each reciprocal axis, Γ included."
+            4.0, gt=0, le=20, description="k-points per Å⁻¹ along each reciprocal axis, Γ included."
         )
         smearing: float = Field(0.1, gt=0, le=1, description="Width of the Fermi–Dirac occupations, eV.")
         energy_tolerance: float = Field(
@@ -116,7 +116,7 @@ class GPAWOracle:
         failure = reject(crystal, self._supported, self._config)
         if failure is not None:
             return Evaluation(self.energy_scale, failure=failure)
-        text = json.dumps(self._input(primitive(crystal, self._config.symprec)), sort_keys=True)
+        text = json.dumps(self._input(crystal), sort_keys=True)
         if parent is None:
             folder = Path(tempfile.mkdtemp(prefix="gpaw-"))
         else:
@@ -142,11 +142,16 @@ class GPAWOracle:
         return evaluation
 
     def _input(self, crystal: Crystal) -> dict[str, Any]:
-        """Return all that a result depends on, as JSON values."""
+        """Return all that a result depends on, as JSON values.
+
+        Symmetries with fractional translations are used only with the origin of a standardised cell, where they are
+        simple fractions: GPAW looks for a grid that is a multiple of their denominators, and may look for ever.
+        """
         config = self._config
+        standard = primitive(crystal, config.symprec)
         return {
-            "crystal": crystal.to_dict(),
-            "magnetic_moments": initial_moments(crystal, config.spin),
+            "crystal": standard.to_dict(),
+            "magnetic_moments": initial_moments(standard, config.spin),
             "energy_scale": asdict(self.energy_scale),
             "gpaw": {
                 "xc": "PBE",
@@ -155,7 +160,7 @@ class GPAWOracle:
                 "smearing": config.smearing,
                 "convergence": {"energy": config.energy_tolerance},
                 "maxiter": config.maxiter,
-                "symmetry": {"symmorphic": False},
+                "symmetry": {"symmorphic": standard is crystal},
                 "setups": config.setups,
             },
             "relax": {
