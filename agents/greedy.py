@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, permutations, product
 
 import numpy as np
 from pydantic import Field
+from pymatgen.core import Element
 
 from agents.budget import affordable_calls
 from agents.compositions import Chemistry, Stoichiometry, atomic_fractions, stoichiometries
@@ -32,6 +34,10 @@ MAX_LESSON = 0.3
 LENGTH = 0.1
 """Range of a result's influence in atomic fractions (Euclidean distance, Gaussian)."""
 
+ANALOGY = 0.4
+"""Weight of a result for the composition in which elements of one group are exchanged: what holds for Mg2Ge says
+something about Mg2Si."""
+
 SELECTED_STATES = (State.SELECTED, State.COMPUTED, State.JUDGED, State.LEARNED)
 
 
@@ -39,7 +45,8 @@ class GreedyAgent:
     """Asks for charge-balanced compositions first and turns to those near which low energies were found.
 
     Each composition has an estimate of the decomposition energy it can reach: a mean of a chemical prior and of the
-    lowest screening energies found so far, weighted by distance in composition. Repetition is damped. Of what was
+    lowest screening energies found so far, weighted by distance in composition; a result also counts, with less weight,
+    for the composition in which elements of one group are exchanged. Repetition is damped. Of what was
     screened, the best of each composition is computed first, then further polymorphs; known structures are not.
     """
 
@@ -178,14 +185,30 @@ def _estimates(space: Sequence[Stoichiometry], view: CampaignView) -> list[_Esti
     energies = np.array([best[formula][0] for formula in formulas])
     wanted = atomic_fractions([dict(s.counts) for s in space], view.elements)
     known = atomic_fractions([best[formula][1] for formula in formulas], view.elements)
-    squared = ((wanted[:, None, :] - known[None, :, :]) ** 2).sum(axis=-1)
+    squared, *exchanged = [
+        ((wanted[:, None, order] - known[None, :, :]) ** 2).sum(axis=-1) for order in _exchanges(view.elements)
+    ]
     weights = np.exp(-squared / (2 * LENGTH**2))
+    for distances in exchanged:
+        weights = np.maximum(weights, ANALOGY * np.exp(-distances / (2 * LENGTH**2)))
     means = (PRIOR_WEIGHT * prior + weights @ np.minimum(energies, MAX_LESSON)) / (PRIOR_WEIGHT + weights.sum(axis=1))
     nearest = squared.argmin(axis=1)
     return [
         _Estimate(float(mean), len(formulas), (formulas[index], float(energies[index])))
         for mean, index in zip(means, nearest, strict=True)
     ]
+
+
+def _exchanges(elements: Sequence[str]) -> list[list[int]]:
+    """Return the orders of `elements`, as indices, that exchange elements of one group; the given order is the first."""
+    groups: dict[int, list[int]] = {}
+    for place, element in enumerate(elements):
+        groups.setdefault(Element(element).group, []).append(place)
+    orders = []
+    for exchanged in product(*(permutations(places) for places in groups.values())):
+        order = dict(zip(chain(*groups.values()), chain(*exchanged), strict=True))
+        orders.append([order[place] for place in range(len(elements))])
+    return orders
 
 
 def _cell_key(crystal: Crystal) -> frozenset[tuple[str, int]]:

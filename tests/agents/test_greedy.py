@@ -50,6 +50,17 @@ def test_low_energies_attract_and_high_ones_repel(make):
     assert "nearest CuAu -0.200" in agent.propose(make.view(elements, candidates=[near]), 1)[0].reason
 
 
+def test_a_success_speaks_for_its_isovalent_analogue(make):
+    stable = make.candidate("low", make.compound("fluorite", 6.4, "GeMg2"), -0.2)
+    failed = make.candidate("high", make.compound("fluorite", 6.3, "SiMg2"), 0.06)
+
+    def rank(history):
+        known = make.view(("Mg", "Si", "Ge"), max_atoms=6, candidates=history)
+        return labels(greedy(exploration=0.0).propose(known, 30)).index("Mg2Si1")
+
+    assert rank([failed, stable]) < rank([failed])
+
+
 def test_repetition_is_damped_and_then_stopped(make):
     crystal = make.compound("fluorite", 6.3, "SiMg2")
     agent = greedy(exploration=0.0, max_sample_sets=2)
