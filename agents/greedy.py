@@ -200,7 +200,7 @@ def _estimates(space: Sequence[Stoichiometry], view: CampaignView) -> list[_Esti
 
 
 def _exchanges(elements: Sequence[str]) -> list[list[int]]:
-    """Return the orders of `elements`, as indices, that exchange elements of one group; the given order is the first."""
+    """Return the orders of `elements`, as indices, that exchange elements of one group; the given order is first."""
     groups: dict[int, list[int]] = {}
     for place, element in enumerate(elements):
         groups.setdefault(Element(element).group, []).append(place)
