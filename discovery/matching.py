@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -209,6 +210,9 @@ def duplicates(
         if progress is not None:
             progress()
     return repeated
+
+
+logging.getLogger("moyo").setLevel(logging.ERROR)  # it warns about the orbits of supercells, which nobody asks for here
 
 
 def spacegroup(crystal: Crystal, symprec: float = 0.1) -> tuple[int, str]:
