@@ -12,6 +12,7 @@ from rich.console import Console
 
 from discovery.errors import ConfigError, DiscoveryError
 from discovery.evaluation.cli import app as evaluate_app
+from discovery.evaluation.cli import compare
 from discovery.generation import sample, train
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(train)
 app.command()(sample)
+app.command()(compare)
 console = Console()
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a campaign.")]

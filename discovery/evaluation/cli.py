@@ -166,3 +166,52 @@ def csp(
         rmse = "–" if part.rmse is None else f"{part.rmse:.4f}"
         typer.echo(f"{name}: match_rate {part.match_rate:.4f}, rmse {rmse}")
     typer.echo(f"n {result.n}, samples {result.samples}, valid {result.valid_rate:.4f}, {result.seconds:.1f} s")
+
+
+def compare(
+    compositions: Annotated[list[str], typer.Argument(help="Atoms in the cells, such as Mg2Si Ca1Ti1O3.")],
+    hull: HullOption,
+    generator: Annotated[list[str], typer.Option(help="Name of a generator; give it several times.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each composition, for each generator.")] = 16,
+    oracle: Annotated[str, typer.Option(help="Relaxes all samples and is the common filter.")] = "chgnet",
+    oracle_seconds: Annotated[float | None, typer.Option(help="Limit of relaxation for each generator, s.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Crystals that are known; those of the hull by default.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+) -> None:
+    """Compare generators at equal budget: the same compositions, samples, relaxations and hull for all."""
+    from pymatgen.core import Composition
+
+    from discovery import plugins
+    from discovery.errors import InvalidInputError
+    from discovery.evaluation.compare import compare as judge
+    from discovery.evaluation.output import progress_bar, show_comparison
+    from discovery.sets import read_set
+    from discovery.types import Target
+
+    targets = []
+    for formula in compositions:
+        try:
+            amounts = Composition(formula).get_el_amt_dict()
+        except ValueError as error:
+            raise InvalidInputError(f"{formula}: {error}; write compositions such as Mg2Si") from error
+        targets.append(Target(samples, {element: int(n) for element, n in amounts.items()}))
+    entries = read_set(hull, crystals=reference is None)
+    known = entries if reference is None else read_set(reference)
+    plugin = plugins.load("oracles", oracle)
+    chosen = {name: create_generator(name, None, []) for name in generator}
+    with progress_bar("relaxing", len(chosen) * len(targets) * samples) as bar:
+        comparison = judge(
+            chosen,
+            targets,
+            entries,
+            known.crystals,
+            plugin(plugin.Config()),
+            oracle_seconds=oracle_seconds,
+            seed=seed,
+            progress=partial(bar.advance, bar.task_ids[0]),
+        )
+    show_comparison(comparison, as_json=as_json, out=out)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from discovery.errors import InvalidInputError
+from discovery.evaluation.compare import COMPARED, Comparison
 from discovery.evaluation.results import Metric, Result
 
 
@@ -33,6 +34,33 @@ def show(result: Result, *, as_json: bool = False, out: Path | None = None, page
     console.print(f"{len(result.outcomes):6d}  requested", highlight=False)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
     console.print(stages, highlight=False)
+
+
+def show_comparison(comparison: Comparison, *, as_json: bool = False, out: Path | None = None) -> None:
+    """Print the metrics of all generators side by side, and write the JSON to `out` if it is given."""
+    text = json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False, default=str)
+    if out is not None:
+        _write(out, text + "\n")
+    if as_json:
+        print(text)
+        return
+    n_samples = sum(target.n_samples for target in comparison.targets)
+    table = Table(
+        title=f"{len(comparison.targets)} compositions, {n_samples} samples each generator", title_justify="left"
+    )
+    table.add_column("metric")
+    for name in comparison.results:
+        table.add_column(name)
+    for metric in COMPARED:
+        found = comparison.metric(metric).values()
+        table.add_row(metric, *(f"{_number(one.value)}  ({_interval(one)})".replace("  ()", "") for one in found))
+    for stage in ("sampling", "relaxation"):
+        table.add_row(f"{stage} (s)", *(f"{result.seconds[stage]:.1f}" for result in comparison.results.values()))
+    console = Console()
+    console.print(table)
+    for name, result in comparison.results.items():
+        fates = ", ".join(f"{count} {outcome}" for outcome, count in result.losses.most_common())
+        console.print(f"{name}: {len(result.outcomes)} requested = {fates}", highlight=False)
 
 
 def to_html(result: Result) -> str:

@@ -54,6 +54,7 @@ def evaluate(
     matcher: Matcher | None = None,
     seed: int = 0,
     sampling_seconds: float | None = None,
+    oracle_seconds: float | None = None,
     progress: Callable[[], None] | None = None,
 ) -> Result:
     """Judge generated crystals by stability against a fixed hull, uniqueness and novelty.
@@ -75,6 +76,8 @@ def evaluate(
         Of the bootstrap.
     sampling_seconds
         What generating the crystals took, if it is to be counted.
+    oracle_seconds
+        What all relaxations may take together; structures that are not reached count as lost.
     progress
         Called after each relaxed crystal.
     """
@@ -82,7 +85,9 @@ def evaluate(
     start = time.perf_counter()
     outcomes: dict[str, str] = {}
     relaxed = (
-        _given(generated, outcomes, hull_entries) if oracle is None else _relax(generated, outcomes, oracle, progress)
+        _given(generated, outcomes, hull_entries)
+        if oracle is None
+        else _relax(generated, outcomes, oracle, oracle_seconds, progress)
     )
     relaxing = time.perf_counter()
     kind = _kind(hull_entries, oracle is None and all(m.energies.total is None for m in generated.members))
@@ -172,16 +177,24 @@ ROUNDING = 1e-8
 
 
 def _relax(
-    generated: CrystalSet, outcomes: dict[str, str], oracle: Oracle, progress: Callable[[], None] | None
+    generated: CrystalSet,
+    outcomes: dict[str, str],
+    oracle: Oracle,
+    oracle_seconds: float | None,
+    progress: Callable[[], None] | None,
 ) -> dict[str, _Relaxed]:
     relaxed = {}
+    spent = 0.0
     for member in generated.members:
         crystal = member.crystal
         reason = None if crystal is None else is_valid(crystal)
         if crystal is None or reason is not None:
             outcomes[member.id] = unusable(member) if crystal is None else f"invalid: {_kind_of_reason(reason or '')}"
+        elif oracle_seconds is not None and spent >= oracle_seconds:
+            outcomes[member.id] = "not relaxed: oracle seconds spent"
         else:
             (evaluation,) = oracle.evaluate([crystal])
+            spent += evaluation.seconds
             if evaluation.ok and evaluation.converged and evaluation.crystal is not None:
                 relaxed[member.id] = _Relaxed(evaluation.crystal, evaluation.energy_per_atom, evaluation.seconds)
             else:

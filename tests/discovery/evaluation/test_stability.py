@@ -122,3 +122,20 @@ def test_intervals():
     values = np.random.default_rng(1).normal(size=400)
     low, high = statistic("x", values).interval
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
+
+
+def test_generators_are_compared_on_the_same_targets(tmp_path, hull):
+    arguments = ["compare", "Cu1Au1", "Cu3Au1", "--hull", str(hull.path), "--samples", "2", "--oracle", "emt", "--json"]
+    run = CliRunner().invoke(app, [*arguments, "--generator", "random_search", "--generator", "substitution"])
+    assert run.exit_code == 0, run.output
+    comparison = json.loads(run.stdout)
+    assert set(comparison["results"]) == {"random_search", "substitution"}
+    for result in comparison["results"].values():
+        assert result["requested"] == sum(result["outcome_counts"].values()) == 4
+        assert {"sampling", "relaxation", "hull"} <= set(result["seconds"])
+
+
+def test_a_budget_of_oracle_seconds_ends_relaxations(generated, hull, oracle):
+    result = stability.evaluate(generated, hull, {}, oracle, oracle_seconds=0.0)
+    assert result.losses["not relaxed: oracle seconds spent"] == 5
+    assert sum(result.losses.values()) == 6
