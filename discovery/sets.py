@@ -207,9 +207,9 @@ def _frames(path: Path, _crystals: bool) -> Iterator[Member]:
         if not lines[position].strip():
             position += 1
             continue
-        try:
+        if lines[position].strip().isdecimal():
             length = int(lines[position]) + 2
-        except ValueError:
+        else:
             problem = f"unreadable from line {position + 1} on, which is no number of atoms"
             yield Member(f"{path.name}:{number}", None, problem=problem)
             return
