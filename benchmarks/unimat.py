@@ -1,7 +1,8 @@
 """Speed of UniMat's variants: cost of a network evaluation, dense against token, and of a training step.
 
-Weights are random, as speed does not depend on them. Sampling is timed over a few steps and given per crystal and
-network evaluation. A training step is timed through DeepSpeed and in a plain torch loop that does the same. Run as::
+Weights are random, as speed does not depend on them. Times are processor times of one thread, so that other work
+on the machine does not count. Sampling is timed over a few steps and given per crystal and network evaluation. A
+training step is timed through DeepSpeed and in a plain torch loop that does the same. Run as::
 
     python benchmarks/unimat.py --out benchmarks/results/unimat_speed.json
 """
@@ -46,9 +47,9 @@ def seconds_per_evaluation(model: UniMatModel, n_atoms: int, batch: int, repeats
     numbers, _ = crystals(batch, n_atoms).padded()
     times = []
     for repeat in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         model.sample(numbers, generator=torch.Generator().manual_seed(repeat), steps=STEPS)
-        times.append((time.perf_counter() - start) / (STEPS * batch))
+        times.append((time.process_time() - start) / (STEPS * batch))
     return median(times[1:])
 
 
@@ -58,7 +59,7 @@ def plain_steps(model: UniMatModel, batches: Iterator[list[object]], config: Tra
     ema = ExponentialMovingAverage(model, config.ema_decay)
     times = []
     for step in range(config.steps):
-        start = time.perf_counter()
+        start = time.process_time()
         noise = torch.Generator().manual_seed(step)
         optimizer.zero_grad()
         for batch in next(batches):
@@ -66,7 +67,7 @@ def plain_steps(model: UniMatModel, batches: Iterator[list[object]], config: Tra
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping)
         optimizer.step()
         ema.update(model, step)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return times
 
 
@@ -75,7 +76,7 @@ def deepspeed_steps(model: UniMatModel, batches: Iterator[list[object]], config:
     marks: list[float] = []
 
     def on_step(*_: object) -> None:
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
 
     train(model, batches, config, on_step=on_step)
     return np.diff(marks).tolist()
