@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import moyopy
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
@@ -48,6 +48,22 @@ def is_valid(crystal: Crystal) -> str | None:
     return None
 
 
+MAX_ASPECT_RATIO = 100.0
+"""Longest over shortest vector of a reduced cell up to which crystals are compared."""
+
+
+def comparable(crystal: Crystal) -> bool:
+    """Whether a cell has a volume and is not so thin that searching its lattice vectors takes forever."""
+    if not len(crystal) or crystal.volume / len(crystal) < MIN_COMPARABLE_VOLUME:
+        return False
+    lengths = Lattice(crystal.lattice).get_lll_reduced_lattice().abc
+    return max(lengths) <= MAX_ASPECT_RATIO * min(lengths)
+
+
+MIN_COMPARABLE_VOLUME = 0.01
+"""Å³/atom."""
+
+
 class Matcher:
     """Tells whether crystals have the same structure, whatever their cells and coordinates.
 
@@ -66,13 +82,19 @@ class Matcher:
         self.tolerances = {"ltol": ltol, "stol": stol, "angle_tol": angle_tol}
         self._ltol, self._angle_tol = ltol, np.radians(angle_tol)
         self._formulas: dict[Crystal, str] = {}
-        self._reduced: dict[Crystal, _Reduced] = {}
+        self._reduced: dict[Crystal, _Reduced | None] = {}
 
     def same(self, crystal: Crystal, known: Crystal) -> bool:
-        """Whether `crystal` has the structure of `known`; the relation is neither transitive nor quite symmetric."""
+        """Whether `crystal` has the structure of `known`; the relation is neither transitive nor quite symmetric.
+
+        Crystals that are not :func:`comparable` are the same as identical ones only.
+        """
         if self.formula(crystal) != self.formula(known):
             return False
-        return crystal == known or self._fit(self._reduce(crystal), self._reduce(known))
+        if crystal == known:
+            return True
+        first, second = self._reduce(crystal), self._reduce(known)
+        return first is not None and second is not None and self._fit(first, second)
 
     def find(self, crystal: Crystal, known: Mapping[str, Crystal]) -> str | None:
         """Return the id of the first crystal in `known`, in its order, that has the structure of `crystal`, or None.
@@ -87,9 +109,9 @@ class Matcher:
             self._formulas[crystal] = crystal.formula
         return self._formulas[crystal]
 
-    def _reduce(self, crystal: Crystal) -> _Reduced:
+    def _reduce(self, crystal: Crystal) -> _Reduced | None:
         if crystal not in self._reduced:
-            self._reduced[crystal] = _Reduced.of(self._matcher, crystal)
+            self._reduced[crystal] = _Reduced.of(self._matcher, crystal) if comparable(crystal) else None
         return self._reduced[crystal]
 
     def _fit(self, crystal: _Reduced, known: _Reduced) -> bool:

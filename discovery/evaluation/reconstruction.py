@@ -18,6 +18,7 @@ from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
 from discovery.evaluation.results import Metric, Result, rate, statistic, unusable
 from discovery.evaluation.validity import charges, distances_are_valid
+from discovery.matching import comparable
 from discovery.sets import CrystalSet, Member
 
 PROTOCOL = "P2 reconstruction"
@@ -36,7 +37,7 @@ def match_rms(predicted: Crystal | None, truth: Crystal) -> float | None:
     The displacement is that of the best mapping of sites after scaling to equal volume, in units of
     (volume/atom)^(1/3). A prediction that is missing or too degenerate to be compared does not match.
     """
-    if predicted is None or predicted.formula != truth.formula:
+    if predicted is None or not comparable(predicted) or predicted.formula != truth.formula:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

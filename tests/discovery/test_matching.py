@@ -154,3 +154,17 @@ def test_preliminary_tests_never_change_the_answer():
     found = [matcher.same(a, b) for a, b in pairs]
     assert found == [expected.fit(a.to_structure(), b.to_structure()) for a, b in pairs]
     assert 50 < sum(found) < 950
+
+
+def test_odd_crystals_are_compared_without_a_hang():
+    rng = np.random.default_rng(0)
+    odd = {
+        "needle": Crystal(np.diag([0.6, 0.6, 2000.0]), [[0, 0, 0]], [3]),
+        "other needle": Crystal(np.diag([0.6, 0.6, 2100.0]), [[0, 0, 0]], [3]),
+        "element": crystal(bulk("Li")),
+        "noble gas": crystal(bulk("Ar", "fcc", a=5.3)),
+        "large": Crystal(np.eye(3) * 15, rng.random((200, 3)), [3] * 200),
+        "overlapping": Crystal(np.eye(3) * 4, [[0, 0, 0], [0.01, 0, 0]], [3, 3]),
+        "again": crystal(bulk("Li", cubic=True)),
+    }
+    assert duplicates(odd, Matcher()) == {"again": "element"}
