@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -116,12 +115,6 @@ def _of_first_rank(value: float) -> float:
     return float(shared)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """Send what libraries print meanwhile to standard error, which scripts do not parse."""
@@ -138,9 +131,6 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 def _deepspeed_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
     import logging
 
     import deepspeed
@@ -149,8 +139,13 @@ def _deepspeed_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Without this, DeepSpeed compiles its shared-memory operator at first use, which takes over a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if "WORLD_SIZE" not in os.environ:
+        # Alone: the store in memory needs no port, which another training might hold.
+        os.environ["LOCAL_RANK"] = "0"
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     micro_batch = max(1, config.batch_size // config.micro_batches)
     engine, *_ = deepspeed.initialize(
         model=model,
