@@ -6,10 +6,7 @@ Reads ``input.json`` and writes ``result.json`` (an :class:`~discovery.types.Eva
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -25,7 +22,6 @@ from oracles.relax import RelaxConfig, evaluate
 
 def main(folder: Path) -> None:
     """Compute the crystal described in `folder`."""
-    _die_with_parent()
     data = json.loads((folder / "input.json").read_text(encoding="utf-8"))
     start = time.perf_counter()
     evaluation = _compute(
@@ -110,15 +106,6 @@ def _recognise(failure: Failure, crystal: Crystal, log: str) -> Failure:
         message = f"a setup for {crystal.formula} is missing: {failure.message}"
         return Failure(FailureKind.INVALID_INPUT, message)
     return failure
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the one that started it dies, however that happens."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() == 1:
-            sys.exit("the process that started this calculation is gone")
 
 
 if __name__ == "__main__":
