@@ -42,7 +42,7 @@ def test_quickstart_rediscovers_known_compounds(tmp_path: Path):
     assert funnel["sampled"] == ends > 0
     assert status["budget"]["spent"]["reference_calls"] == funnel["computed"] <= 8
     assert any(checkpoint["parent"] for checkpoint in status["checkpoints"]), "nothing was learned"
-    assert {phase["energy_scale"] for phase in status["stable"]} == {status["energy_scales"]["reference"]["id"]}
+    assert {phase["energy_scale"] for phase in status["stable"]} == {status["energy_scales"]["reference"]}
 
     discovery("export", str(run_dir), "--format", "cif", "--out", str(tmp_path / "found"))
     found = [Structure.from_file(path) for path in sorted((tmp_path / "found").glob("*.cif"))]
