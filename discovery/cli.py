@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from discovery.check_command import check
 from discovery.errors import ConfigError, DiscoveryError
 from discovery.evaluation.cli import app as evaluate_app
 from discovery.evaluation.cli import compare
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(train)
 app.command()(sample)
+app.command()(check)
 app.command()(compare)
 console = Console()
 

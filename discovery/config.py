@@ -283,6 +283,27 @@ def read(path: Path) -> CampaignConfig:
     return _validate(content, _Sources((), ((path, "", content),), path))
 
 
+def compose_oracle(name: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> OracleChoice:
+    """Return the oracle that ``oracle/NAME.yaml`` and overrides of its own options (``fmax=0.02``) describe.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, the file it stands in (or the command line) and the nearest valid key or value.
+    """
+    files = _config_files(config_dir)
+    _check_choice("oracle", name, files, COMMAND_LINE)
+    file = files[f"oracle/{name}"]
+    content = _read_yaml(file)
+    given = _from_dotlist(overrides)
+    sources = _Sources(tuple(text.partition("=")[0] for text in overrides), ((file, "", content),), file)
+    try:
+        return OracleChoice.model_validate(OmegaConf.to_container(OmegaConf.merge(content, given), resolve=False))
+    except ValidationError as error:
+        lines = [_explain(details, OracleChoice, (), sources) for details in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
 def parse_options(model: type[Options], overrides: Sequence[str]) -> Options:
     """Return the options of a plug-in given on the command line as ``key=value``, with dots for nested keys.
 
@@ -291,6 +312,15 @@ def parse_options(model: type[Options], overrides: Sequence[str]) -> Options:
     ConfigError
         Naming the key, what is wrong and the nearest valid key.
     """
+    data = _from_dotlist(overrides)
+    sources = _Sources(tuple(text.partition("=")[0] for text in overrides), (), Path(COMMAND_LINE))
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(details, model, (), sources) for details in error.errors())) from error
+
+
+def _from_dotlist(overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         if not text.partition("=")[1]:
             raise ConfigError(f"{text!r} ({COMMAND_LINE}): write key=value, for example steps=50")
@@ -298,11 +328,7 @@ def parse_options(model: type[Options], overrides: Sequence[str]) -> Options:
         data = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{' '.join(overrides)} ({COMMAND_LINE}): {error}") from error
-    sources = _Sources(tuple(text.partition("=")[0] for text in overrides), (), Path(COMMAND_LINE))
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(details, model, (), sources) for details in error.errors())) from error
+    return cast("dict[str, Any]", data)
 
 
 @dataclass(frozen=True)
