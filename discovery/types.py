@@ -41,6 +41,7 @@ class FailureKind(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     CRASHED = "crashed"
     LOST = "lost"
+    NOT_IN_DATABASE = "not_in_database"
 
 
 class Stability(StrEnum):

@@ -154,7 +154,7 @@ FLAWS = {
         {"energy under doubling of the cell"},
     ),
     "noisy energy": (
-        _changed("energy", lambda e: e.energy + 0.02 * len(e.crystal) * np.sin(40 * e.crystal.volume)),
+        _changed("energy", lambda e: e.energy + 0.005 * len(e.crystal) * np.sin(40 * e.crystal.volume)),
         {"smooth energy–volume curve"},
     ),
 }
