@@ -86,7 +86,10 @@ class Campaign:
     @classmethod
     @contextmanager
     def launch(cls, config: CampaignConfig, observe: Observer = _ignore) -> Iterator[Campaign]:
-        """Begin a campaign in a new run folder, and be its driver within the context."""
+        """Begin a campaign in a new run folder, and be its driver within the context.
+
+        If it cannot begin (a missing file, key, program or model), no run folder is left behind.
+        """
         folder = RunFolder(config.run_dir.resolve())
         folder.create()
         with folder.driver():
@@ -100,6 +103,12 @@ class Campaign:
             )
             try:
                 yield cls(folder, config, store, observe)
+            except CampaignInterruptedError:
+                raise
+            except DiscoveryError:
+                if not store.references():
+                    folder.remove()
+                raise
             finally:
                 store.close()
 

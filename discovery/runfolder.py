@@ -90,6 +90,10 @@ class RunFolder:
             raise RunError(f"{self.path} cannot be created: {error.strerror}; choose another run_dir") from error
         self.check_writable()
 
+    def remove(self) -> None:
+        """Delete the folder of a campaign that could not begin."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def check_writable(self) -> None:
         """Raise `RunError` if the folder is missing, read-only or on a full disk."""
         if not self.path.is_dir():

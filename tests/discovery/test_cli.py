@@ -192,3 +192,14 @@ def test_help_is_fast_because_it_imports_nothing_heavy() -> None:
     code = "import sys, discovery.cli; print(sorted({'numpy', 'torch', 'pymatgen', 'ray', 'ase'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_campaign_that_cannot_begin_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    campaign = tmp_path / "cuau.yaml"
+    campaign.write_text(CAMPAIGN)
+    folder = tmp_path / "run"
+    missing = ("references.source=csv", f"references.path={tmp_path / 'missing.csv'}")
+    with pytest.raises(SystemExit):
+        call("launch", str(campaign), *CHOICES, f"run_dir={folder}", *missing)
+    assert "missing.csv does not exist" in capsys.readouterr().err
+    assert not folder.exists()
