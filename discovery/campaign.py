@@ -151,7 +151,7 @@ class Campaign:
             with suppress(DiscoveryError):
                 self._end("interrupted", "stopped by a signal")
             raise CampaignInterruptedError(
-                f"stopped; nothing finished is lost. Go on with: discovery resume {self.folder.path}"
+                f"nothing finished is lost. Go on with: discovery resume {self.folder.path}"
             ) from None
         except BaseException as error:
             with suppress(DiscoveryError):  # on a full disk this fails as well
@@ -552,16 +552,17 @@ class Campaign:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C."""
+    """Treat SIGTERM like Ctrl-C, and hear SIGINT also when a shell started this process with it ignored."""
 
     def interrupt(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _phase(id: str, evaluation: Evaluation, origin: Any) -> Phase:
