@@ -11,12 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 from ase.data import covalent_radii
-from pydantic import Field, model_validator
+from pydantic import Field
 from pymatgen.core import Element
 from pymatgen.core import Lattice as Cell
 from pyxtal.crystal import random_crystal
@@ -27,8 +25,8 @@ from pyxtal.tolerance import Tol_matrix
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
-from discovery.protocols import PluginConfig
-from discovery.types import Checkpoint, Failure, FailureKind, LabelledCrystal, Sample, Target
+from discovery.types import Failure, FailureKind, Sample, Target
+from generators.weightless import VolumeRangeConfig, WeightlessGenerator
 
 PRIMITIVE_VECTORS: Mapping[str, np.ndarray] = {
     "A": np.array([[1, 0, 0], [0, 1 / 2, -1 / 2], [0, 1 / 2, 1 / 2]]),
@@ -42,10 +40,12 @@ PRIMITIVE_VECTORS: Mapping[str, np.ndarray] = {
 NEIGHBOUR_CELLS = np.array(np.meshgrid(*[[-1, 0, 1]] * 3)).reshape(3, -1).T
 
 
-class RandomSearchGenerator:
+class RandomSearchGenerator(WeightlessGenerator):
     """Samples random crystals of a random compatible space group; falls back to no symmetry."""
 
-    class Config(PluginConfig):
+    name = "random_search"
+
+    class Config(VolumeRangeConfig):
         """Options of random search."""
 
         max_atoms: int = Field(default=20, ge=1, description="Largest cell that is sampled; larger targets fail.")
@@ -60,28 +60,8 @@ class RandomSearchGenerator:
             default=0.03, ge=0, lt=1, description="Share by which each cell without symmetry lowers min_separation."
         )
 
-        @model_validator(mode="after")
-        def _range_is_ordered(self) -> Self:
-            low, high = self.volume_factor
-            if not 0 < low <= high:
-                raise ValueError("volume_factor needs two numbers, 0 < smallest <= largest")
-            return self
-
     def __init__(self, config: Config) -> None:
         self.config = config
-
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """None: random search has no weights."""
-        return None
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Refuse: random search has no weights."""
-        raise InvalidInputError(f"random_search has no weights and cannot load {checkpoint.path}")
-
-    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:  # noqa: ARG002
-        """Return None: random search does not learn."""
-        return None
 
     def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
         """Return ``sum(t.n_samples)`` samples ordered by target, failures in place.

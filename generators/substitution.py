@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import permutations
 from pathlib import Path
-from typing import Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 from pymatgen.core import Composition, Element, Species, Structure
 from pymatgen.core.structure_prediction.substitution_probability import SubstitutionProbability
@@ -25,10 +24,10 @@ from pymatgen.core.structure_prediction.volume_predictor import DLSVolumePredict
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
-from discovery.protocols import PluginConfig
 from discovery.sets import read_set
-from discovery.types import Checkpoint, Failure, FailureKind, LabelledCrystal, Sample, Target
+from discovery.types import Failure, FailureKind, Sample, Target
 from generators.random_search import atomic_volume
+from generators.weightless import VolumeRangeConfig, WeightlessGenerator
 
 MAX_ELEMENTS = 6
 """Elements of a target; the assignments of more to the sites of a template are too many to try."""
@@ -53,14 +52,16 @@ class _Substitution:
     log_weight: float
 
 
-class SubstitutionGenerator:
+class SubstitutionGenerator(WeightlessGenerator):
     """Puts the ions of a target on the sites of known crystals, the more probable ones more often.
 
     Where the oxidation states of template or target are unknown, as in alloys, all assignments are equally probable.
     The cell is scaled to the volume that mined bond lengths predict.
     """
 
-    class Config(PluginConfig):
+    name = "substitution"
+
+    class Config(VolumeRangeConfig):
         """Options of ion substitution."""
 
         templates: Path | None = Field(
@@ -73,30 +74,10 @@ class SubstitutionGenerator:
             default=(0.95, 1.05), description="Range of the cell volume, in units of the predicted volume."
         )
 
-        @model_validator(mode="after")
-        def _range_is_ordered(self) -> Self:
-            low, high = self.volume_factor
-            if not 0 < low <= high:
-                raise ValueError("volume_factor needs two numbers, 0 < smallest <= largest")
-            return self
-
     def __init__(self, config: Config) -> None:
         if config.templates is not None and not config.templates.exists():
             raise InvalidInputError(f"{config.templates} does not exist; set generator.templates to known crystals")
         self.config = config
-
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """None: ion substitution has no weights."""
-        return None
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Refuse: ion substitution has no weights."""
-        raise InvalidInputError(f"substitution has no weights and cannot load {checkpoint.path}")
-
-    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:  # noqa: ARG002
-        """Return None: ion substitution does not learn."""
-        return None
 
     def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
         """Return ``sum(t.n_samples)`` samples ordered by target, failures in place.
