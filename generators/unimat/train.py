@@ -24,10 +24,10 @@ from discovery.types import Checkpoint, LabelledCrystal
 from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, n_ranks, rank, resume_step, train
-from generators.unimat.dense import DenseModelConfig
+from generators.unimat.dense import DenseModel, DenseModelConfig
 from generators.unimat.model import TokenModelConfig
 from generators.unimat.representation import check_fit
-from generators.unimat.weights import Model, create_model, save_checkpoint
+from generators.unimat.weights import Model, create_model, load_checkpoint, save_checkpoint
 
 N_REPLAY = 1024
 N_HELD_OUT = 128
@@ -46,6 +46,9 @@ class UniMatTrainConfig(PluginConfig):
     unet3d: DenseModelConfig = Field(
         default_factory=DenseModelConfig,
         description="Layout, network and noise of the dense variant; layout.slots becomes what the data need.",
+    )
+    initial: Path | None = Field(
+        None, description="Checkpoint to begin with: its weights, network, scales and conditions; none begins anew."
     )
     training: TrainingConfig = Field(
         default_factory=TrainingConfig,
@@ -91,13 +94,19 @@ def train_model(
         raise InvalidInputError(
             f"training needs crystals for training ({len(crystals)}) and validation ({len(validation)}); add data"
         )
-    names = tuple(sorted({name for item in crystals for name, value in item.properties.items() if np.isfinite(value)}))
-    data = CrystalArrays.from_crystals(crystals, names)
-    held_out = CrystalArrays.from_crystals(validation, names)
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.training.seed)
-    model = create_model(_model_config(config, data.concatenate(held_out), names))
-    model.fit_normalisation(data)
+    if config.initial is None:
+        found = {name for item in crystals for name, value in item.properties.items() if np.isfinite(value)}
+        data, held_out = _arrays(crystals, validation, tuple(sorted(found)))
+        model = create_model(_model_config(config, data.concatenate(held_out)))
+        model.fit_normalisation(data)
+    else:
+        model, *_ = load_checkpoint(config.initial)
+        data, held_out = _arrays(crystals, validation, model.property_names)
+        if isinstance(model, DenseModel):
+            check_fit(data.concatenate(held_out), model.config.layout)
+        metadata = {**metadata, "parent": checkpoints.sha256(config.initial)}
+    folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, data, held_out, config, folder, metadata)
     start = resume_step(folder / "state")
     training = config.training
@@ -119,16 +128,20 @@ def train_model(
     return run.checkpoint
 
 
-def _model_config(
-    config: UniMatTrainConfig, data: CrystalArrays, property_names: tuple[str, ...]
-) -> TokenModelConfig | DenseModelConfig:
+def _arrays(
+    crystals: Sequence[LabelledCrystal], validation: Sequence[LabelledCrystal], names: tuple[str, ...]
+) -> tuple[CrystalArrays, CrystalArrays]:
+    return CrystalArrays.from_crystals(crystals, names), CrystalArrays.from_crystals(validation, names)
+
+
+def _model_config(config: UniMatTrainConfig, data: CrystalArrays) -> TokenModelConfig | DenseModelConfig:
     if config.variant == "token":
-        return replace(config.token, property_names=property_names)
+        return replace(config.token, property_names=data.property_names)
     numbers, _ = data.padded()
     needed = max((numbers == z).sum(axis=1).max() for z in np.unique(numbers[numbers > 0]))
     layout = replace(config.unet3d.layout, slots=int(needed))
     check_fit(data, layout)
-    return replace(config.unet3d, layout=layout, property_names=property_names)
+    return replace(config.unet3d, layout=layout, property_names=data.property_names)
 
 
 class _Run:
@@ -235,8 +248,8 @@ class _Run:
             replay,
             held_out,
             {
-                **self.metadata,
                 "parent": None,
+                **self.metadata,
                 "trained_on": [],
                 "training": asdict(self.config.training),
                 "metrics": self.best,
