@@ -24,6 +24,7 @@ from discovery import config as configuration
 from discovery.config import CampaignConfig
 from discovery.crystal import Crystal
 from discovery.errors import DiscoveryError, InvalidInputError, RunError
+from discovery.evaluation_cache import EvaluationCache
 from discovery.executor import ROLES, Evaluated, EvaluationJob, Executor, Role, Sampled, SampleJob, create_executor
 from discovery.hull import Hull, Phase
 from discovery.matching import Matcher, is_valid
@@ -231,15 +232,22 @@ class Campaign:
         self, role: Role, references: Sequence[ReferenceRecord], relaxed: Mapping[str, Evaluation]
     ) -> None:
         known = self.store.evaluations(role)
+        cache = self._reference_cache(role)
         for reference in references:
             if reference.id not in known:
                 before = relaxed.get(reference.id)
                 crystal = before.crystal if before is not None and before.crystal is not None else reference.crystal
-                self._executor.submit(self._job(reference.id, role, crystal))
+                job = self._job(reference.id, role, crystal)
+                cached = cache.get(crystal) if cache is not None else None
+                if cached is not None:
+                    self._add_reference_evaluation(Evaluated(job, cached))
+                else:
+                    self._executor.submit(job)
         for done in self._results():
             if isinstance(done, Evaluated):
-                self.store.add_reference_evaluation(done.job.id, role, done.evaluation)
-                self._event_evaluated("reference_phase", done)
+                self._add_reference_evaluation(done)
+                if cache is not None:
+                    cache.put(done.job.crystal, done.evaluation)
         evaluations = self.store.evaluations(role)
         hull = Hull(self._executor.energy_scale(role))
         phases = [
@@ -253,6 +261,16 @@ class Campaign:
                 raise RunError(self._missing_element(element, role, references, evaluations))
         self.store.add_phases(role, hull, phases, None)
         self._event("hull", role=role, version=hull.version, phases=len(phases), energy_scale=hull.energy_scale.id)
+
+    def _reference_cache(self, role: Role) -> EvaluationCache | None:
+        if not self.config.executor.reference_cache:
+            return None
+        oracle = self.config.oracle.screening if role == "screening" else self.config.oracle.reference
+        return EvaluationCache.of(oracle, self._executor.energy_scale(role))
+
+    def _add_reference_evaluation(self, done: Evaluated) -> None:
+        self.store.add_reference_evaluation(done.job.id, done.job.role, done.evaluation)
+        self._event_evaluated("reference_phase", done)
 
     def _missing_element(
         self,

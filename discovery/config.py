@@ -202,6 +202,10 @@ class ExecutorConfig(_Settings):
     reference_workers: int = Field(default=1, ge=1, description="Reference calculations that run at the same time.")
     reference_cores: int = Field(default=1, ge=1, description="Cores held by one reference calculation.")
     address: str | None = Field(default=None, description="Address of a running Ray cluster; unset starts one here.")
+    reference_cache: bool = Field(
+        default=True,
+        description="Use evaluations of reference phases that earlier campaigns left in the user's cache folder.",
+    )
 
 
 class CampaignConfig(_Settings):

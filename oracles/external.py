@@ -88,13 +88,3 @@ def run(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return Outcome(process.returncode, time.perf_counter() - start, timed_out)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either all of it or what it held before, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

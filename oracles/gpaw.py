@@ -19,8 +19,9 @@ from pydantic import Field
 
 from discovery.crystal import Crystal
 from discovery.errors import MissingDependencyError
+from discovery.files import write_atomically
 from discovery.types import EnergyScale, Evaluation, Failure, FailureKind
-from oracles.external import SINGLE_THREAD, Outcome, run, write_atomically
+from oracles.external import SINGLE_THREAD, Outcome, run
 from oracles.relax import RelaxConfig, reject
 
 INITIAL_MOMENTS: Mapping[str, float] = {

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from discovery.crystal import Crystal
+from discovery.files import write_atomically
 from discovery.types import EnergyScale, Evaluation, Failure, FailureKind
-from oracles.external import write_atomically
 from oracles.relax import RelaxConfig, evaluate
 
 

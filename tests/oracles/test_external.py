@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from oracles.external import run, write_atomically
+from discovery.files import write_atomically
+from oracles.external import run
 
 SLEEPER = "sleep 300 & echo $! > child; echo started; wait"
 
