@@ -15,6 +15,7 @@ from discovery.errors import ConfigError, DiscoveryError
 from discovery.evaluation.cli import app as evaluate_app
 from discovery.evaluation.cli import compare
 from discovery.generation import sample, train
+from discovery.tune_command import app as tune_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(tune_app, name="tune")
 app.command()(train)
 app.command()(sample)
 app.command()(check)

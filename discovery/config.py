@@ -308,18 +308,21 @@ def compose_oracle(name: str, overrides: Sequence[str] = (), config_dir: Path | 
         raise ConfigError("\n".join(lines)) from error
 
 
-def parse_options(model: type[Options], overrides: Sequence[str]) -> Options:
+def parse_options(model: type[Options], overrides: Sequence[str], file: Path | None = None) -> Options:
     """Return the options of a plug-in given on the command line as ``key=value``, with dots for nested keys.
+
+    They win over those in `file`, which is YAML.
 
     Raises
     ------
     ConfigError
         Naming the key, what is wrong and the nearest valid key.
     """
-    data = _from_dotlist(overrides)
-    sources = _Sources(tuple(text.partition("=")[0] for text in overrides), (), Path(COMMAND_LINE))
+    given = _from_dotlist(overrides)
+    content = {} if file is None else _read_yaml(file)
+    sources = _Sources(tuple(text.partition("=")[0] for text in overrides), (), file or Path(COMMAND_LINE))
     try:
-        return model.model_validate(data)
+        return model.model_validate(OmegaConf.to_container(OmegaConf.merge(content, given), resolve=False))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(details, model, (), sources) for details in error.errors())) from error
 

@@ -1,6 +1,7 @@
 """The commands ``discovery train`` and ``discovery sample``."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +10,10 @@ import typer
 from discovery.errors import ConfigError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from discovery.protocols import Generator
-    from discovery.types import Target
+    from discovery.protocols import Generator, TrainableGenerator
+    from discovery.types import Checkpoint, LabelledCrystal, Target
 
 GeneratorOption = Annotated[str, typer.Option(help="Name of the generator.")]
 CheckpointOption = Annotated[Path | None, typer.Option(help="Weights; those of the package by default.")]
@@ -32,58 +33,151 @@ def create_generator(name: str, checkpoint: Path | None, settings: "Sequence[str
     return generator
 
 
-def train(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DATA... [KEY=VALUE]...",
-            help="Crystals: CSV files with a column cif, JSON files of entries, run folders. Then settings, "
-            "such as variant=unet3d training.steps=5000 training.zero_stage=1.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for state, log and checkpoint; a training goes on from there.")],
-    generator: GeneratorOption = "unimat",
-    validation: Annotated[
-        list[Path] | None, typer.Option(help="Held-out crystals; by default a random part of DATA.")
-    ] = None,
-    validation_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Size of that part.")] = 0.05,
-    leave_out: Annotated[
-        str | None, typer.Option(help="Chemical system, such as Mg-Si-Ge, whose crystals are left out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split; training.seed is that of the training.")] = 0,
-    note: Annotated[str, typer.Option(help="Kept in the checkpoint: licence and remarks on the data.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Train a generator from scratch, or go on with a training that was interrupted."""
+DataArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA... [KEY=VALUE]...",
+        help="Crystals: CSV files with a column cif, JSON files of entries, run folders. Then settings, "
+        "such as variant=unet3d training.steps=5000 training.zero_stage=1.",
+    ),
+]
+ValidationOption = Annotated[
+    list[Path] | None, typer.Option(help="Held-out crystals; by default a random part of DATA.")
+]
+ValidationFractionOption = Annotated[float, typer.Option(min=0.0, max=0.9, help="Size of that part.")]
+LeaveOutOption = Annotated[
+    str | None, typer.Option(help="Chemical system, such as Mg-Si-Ge, whose crystals are left out.")
+]
+SplitSeedOption = Annotated[int, typer.Option(help="Of the split; training.seed is that of the training.")]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A generator and the data that it is to be trained on.
+
+    Parameters
+    ----------
+    generator
+        Name of the generator.
+    crystals, validation
+        What to train on and what to judge by.
+    metadata
+        JSON object stored with the weights.
+    """
+
+    generator: str
+    crystals: "Sequence[LabelledCrystal]"
+    validation: "Sequence[LabelledCrystal]"
+    metadata: "Mapping[str, Any]"
+
+    @classmethod
+    def read(
+        cls,
+        generator: str,
+        paths: "Sequence[Path]",
+        *,
+        validation: "Sequence[Path]" = (),
+        validation_fraction: float = 0.05,
+        leave_out: str | None = None,
+        seed: int = 0,
+        note: str = "",
+    ) -> "TrainingJob":
+        """Read the data; the options are those of ``discovery train``.
+
+        Raises
+        ------
+        ConfigError
+            If the generator has no weights to train.
+        InvalidInputError
+            If there is nothing to train on.
+        """
+        from discovery.training_data import read_training_data, split, without_system
+
+        _trainable(generator)
+        if not paths:
+            raise InvalidInputError(
+                "there is nothing to train on; name a CSV file, a JSON file of entries or a run folder"
+            )
+        crystals = [item for path in paths for item in read_training_data(path)]
+        if leave_out is not None:
+            crystals = without_system(crystals, leave_out.split("-"))
+        if validation:
+            held_out = [item for path in validation for item in read_training_data(path)]
+        else:
+            crystals, held_out = split(crystals, validation_fraction, seed)
+        metadata = {
+            "data": [path.name for path in paths],
+            "validation": [path.name for path in validation],
+            "left_out": leave_out,
+            "n_train": len(crystals),
+            "n_validation": len(held_out),
+            "note": note,
+        }
+        return cls(generator, crystals, held_out, metadata)
+
+    def run(
+        self, config: Any, folder: Path, on_validation: "Callable[[int, float], None] | None" = None
+    ) -> "Checkpoint":
+        """Train, going on with what `folder` holds."""
+        return _trainable(self.generator).train(
+            self.crystals,
+            self.validation,
+            config=config,
+            folder=folder,
+            metadata=self.metadata,
+            on_validation=on_validation,
+        )
+
+
+def _trainable(generator: str) -> "TrainableGenerator":
     from discovery import plugins
-    from discovery.config import parse_options
     from discovery.protocols import TrainableGenerator
-    from discovery.training_data import read_training_data, split, without_system
 
     plugin = plugins.load("generators", generator)
     if not isinstance(plugin, TrainableGenerator):
         raise ConfigError(f"the generator {generator!r} has no weights to train; choose another with --generator")
-    settings = [item for item in data if "=" in item]
-    paths = [Path(item) for item in data if "=" not in item]
-    if not paths:
-        raise InvalidInputError("there is nothing to train on; name a CSV file, a JSON file of entries or a run folder")
-    config = parse_options(plugin.TrainConfig, settings)
-    crystals = [item for path in paths for item in read_training_data(path)]
-    if leave_out is not None:
-        crystals = without_system(crystals, leave_out.split("-"))
-    if validation:
-        held_out = [item for path in validation for item in read_training_data(path)]
-    else:
-        crystals, held_out = split(crystals, validation_fraction, seed)
-    metadata: dict[str, Any] = {
-        "data": [path.name for path in paths],
-        "validation": [path.name for path in validation or []],
-        "left_out": leave_out,
-        "n_train": len(crystals),
-        "n_validation": len(held_out),
-        "note": note,
-    }
-    checkpoint = plugin.train(crystals, held_out, config=config, folder=out, metadata=metadata)
+    return plugin
+
+
+def training_config(generator: str, settings: "Sequence[str]", file: Path | None = None) -> Any:
+    """Return the training configuration of a generator from ``key=value``, which win over a YAML file's, checked."""
+    from discovery.config import parse_options
+
+    return parse_options(_trainable(generator).TrainConfig, settings, file)
+
+
+def split_arguments(arguments: "Sequence[str]") -> tuple[list[Path], list[str]]:
+    """Return the paths and the settings (``key=value``) among the arguments of a command."""
+    return [Path(item) for item in arguments if "=" not in item], [item for item in arguments if "=" in item]
+
+
+def train(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder for state, log and checkpoint; a training goes on from there.")],
+    generator: GeneratorOption = "unimat",
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings, such as `discovery tune` writes; KEY=VALUE wins.")
+    ] = None,
+    validation: ValidationOption = None,
+    validation_fraction: ValidationFractionOption = 0.05,
+    leave_out: LeaveOutOption = None,
+    seed: SplitSeedOption = 0,
+    note: Annotated[str, typer.Option(help="Kept in the checkpoint: licence and remarks on the data.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a generator from scratch, or go on with a training that was interrupted."""
+    paths, settings = split_arguments(data)
+    options = training_config(generator, settings, config)
+    job = TrainingJob.read(
+        generator,
+        paths,
+        validation=validation or (),
+        validation_fraction=validation_fraction,
+        leave_out=leave_out,
+        seed=seed,
+        note=note,
+    )
+    checkpoint = job.run(options, out)
     result = {"checkpoint": checkpoint.path, "sha256": checkpoint.sha256, **checkpoint.metrics}
     if as_json:
         typer.echo(json.dumps(result))

@@ -7,7 +7,7 @@ has a nested pydantic model ``Config`` (unknown keys forbidden, every field desc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -108,10 +108,13 @@ class TrainableGenerator(Protocol):
         config: Any,
         folder: Path,
         metadata: Mapping[str, Any],
+        on_validation: Callable[[int, float], None] | None = None,
     ) -> Checkpoint:
         """Train on `crystals`, going on with what `folder` already holds; return the weights best on `validation`.
 
-        `config` is a ``TrainConfig``; `metadata`, a JSON object, is stored with the weights.
+        `config` is a ``TrainConfig``; `metadata`, a JSON object, is stored with the weights. `on_validation` is called
+        with the step and the loss of every validation; what it raises ends the training. The checkpoint's metrics have
+        the best of these losses as ``validation_loss``.
         """
         ...
 

@@ -25,6 +25,33 @@ def file_name(id: str) -> str:
     return re.sub(r"[^\w.-]+", "_", id)
 
 
+@contextmanager
+def locked(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Hold the lock file `path`, which names this process; the operating system lets go of it when the process ends.
+
+    Raises
+    ------
+    RunError
+        If another process holds it: `what` has a driver already, and `advice` says what to do.
+    """
+    with path.open("a+") as file:
+        for attempt in range(_LOCK_TRIES):  # who only looks may hold the lock for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == _LOCK_TRIES - 1:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    raise RunError(f"{what} already has a driver (process {holder}); {advice}") from None
+                time.sleep(0.05)
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths within a run folder.
@@ -120,23 +147,8 @@ class RunFolder:
         RunError
             If another driver is at work.
         """
-        with self._lock.open("a+") as file:
-            for attempt in range(_LOCK_TRIES):  # `has_driver` may hold the lock for an instant
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if attempt == _LOCK_TRIES - 1:
-                        file.seek(0)
-                        raise RunError(
-                            f"{self.path} already has a driver (process {file.read().strip() or 'unknown'}); wait for "
-                            f"it, or watch it with `discovery status {self.path}`"
-                        ) from None
-                    time.sleep(0.05)
-            file.seek(0)
-            file.truncate()
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+        advice = f"wait for it, or watch it with `discovery status {self.path}`"
+        with locked(self._lock, str(self.path), advice):
             yield
 
     def has_driver(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -222,6 +222,7 @@ class UniMatGenerator:
         config: UniMatTrainConfig,
         folder: Path,
         metadata: Mapping[str, Any],
+        on_validation: Callable[[int, float], None] | None = None,
     ) -> Checkpoint:
         """Train new weights on `crystals`, going on with what `folder` already holds."""
         return train_model(
@@ -230,6 +231,7 @@ class UniMatGenerator:
             config,
             folder,
             metadata,
+            on_validation,
         )
 
     def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -67,6 +67,7 @@ def train_model(
     config: UniMatTrainConfig,
     folder: Path,
     metadata: Mapping[str, Any],
+    on_validation: Callable[[int, float], None] | None = None,
 ) -> Checkpoint:
     """Train a model, going on with what `folder` already holds.
 
@@ -83,6 +84,8 @@ def train_model(
         Where everything is written.
     metadata
         JSON object stored in the checkpoint.
+    on_validation
+        Called with the step and the sum of the losses of every validation.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def train_model(
             check_fit(data.concatenate(held_out), model.config.layout)
         metadata = {**metadata, "parent": checkpoints.sha256(config.initial)}
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, data, held_out, config, folder, metadata)
+    run = _Run(model, data, held_out, config, folder, metadata, on_validation)
     start = resume_step(folder / "state")
     training = config.training
     batches = (
@@ -155,7 +158,9 @@ class _Run:
         config: UniMatTrainConfig,
         folder: Path,
         metadata: Mapping[str, Any],
+        on_validation: Callable[[int, float], None] | None,
     ) -> None:
+        self.on_validation = on_validation
         self.config = config
         self.data, self.validation = data, validation
         self.shadow = create_model(model.config).eval()
@@ -226,17 +231,19 @@ class _Run:
                 f"the training diverged: the validation loss is {total} at step {self.done}; remove {self.path.parent} "
                 "and train again with a lower training.learning_rate"
             )
-        if self.best and not total < self.best["validation_loss"]:
-            return
+        if not self.best or total < self.best["validation_loss"]:
+            self._keep(losses, total)
+        if self.on_validation is not None:
+            self.on_validation(self.done, total)
+
+    def _keep(self, losses: Mapping[str, float], total: float) -> None:
         self.best = {
             "step": float(self.done),
             "validation_loss": total,
             **{f"validation_{name}_loss": loss for name, loss in losses.items()},
         }
-        if rank() == 0:
-            self._save()
-
-    def _save(self) -> None:
+        if rank() > 0:
+            return
         rng = np.random.default_rng(self.config.training.seed)
         replay, held_out = (
             data.take(rng.choice(len(data), min(size, len(data)), replace=False))
