@@ -22,6 +22,7 @@ import numpy as np
 
 from discovery import config as configuration
 from discovery.config import CampaignConfig
+from discovery.control import Inbox, Request
 from discovery.crystal import Crystal
 from discovery.errors import DiscoveryError, InvalidInputError, RunError
 from discovery.evaluation_cache import EvaluationCache
@@ -47,7 +48,11 @@ _SEEDS = {"propose": 0, "sample": 1, "select": 2, "learn": 3}
 
 
 class CampaignInterruptedError(DiscoveryError):
-    """The campaign was stopped by a signal and can be resumed."""
+    """The campaign was stopped, by a signal or because it was asked to, and can be resumed."""
+
+
+class _StoppedError(Exception):
+    """The driver was asked to stop, and nothing runs any more."""
 
 
 class _BudgetExhaustedError(Exception):
@@ -81,6 +86,7 @@ class Campaign:
         self._matcher = Matcher()
         self._agent: Agent = config.agent.create()
         self._executor: Executor
+        self._inbox: Inbox
 
     # Starting and stopping -----------------------------------------------------------------------------------------
 
@@ -137,7 +143,8 @@ class Campaign:
         Raises
         ------
         CampaignInterruptedError
-            After SIGINT or SIGTERM; the message says how to go on.
+            After SIGINT or SIGTERM, or when it was asked to stop (:mod:`discovery.control`); the message says how to
+            go on.
         DiscoveryError
             If the campaign cannot go on; the message says why.
         """
@@ -146,11 +153,12 @@ class Campaign:
         self.store.start_session()
         self._event("started", pid=os.getpid())
         try:
-            with _signals(), create_executor(self.config) as self._executor:
+            with _signals(), Inbox(self.folder) as self._inbox, create_executor(self.config) as self._executor:
                 self._discover()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, _StoppedError):
+            asked = self._inbox.request in (Request.STOP, Request.STOP_NOW)
             with suppress(DiscoveryError):
-                self._end("interrupted", "stopped by a signal")
+                self._end("interrupted", "stopped as asked" if asked else "stopped by a signal")
             raise CampaignInterruptedError(
                 f"nothing finished is lost. Go on with: discovery resume {self.folder.path}"
             ) from None
@@ -180,6 +188,7 @@ class Campaign:
                 self._select(round)
                 self._compute(round)
                 self._judge(round)
+                self._obey()
                 self._learn(round)
         except _BudgetExhaustedError as error:
             self._executor.cancel()
@@ -510,16 +519,39 @@ class Campaign:
     # What the steps share ------------------------------------------------------------------------------------------
 
     def _results(self) -> Iterator[Sampled | Evaluated]:
-        """Yield results as they arrive; stop at once when core-hours or wall time are used up."""
-        for done in self._executor.results():
-            if done is None:
-                self.store.heartbeat()
-            else:
-                yield done
-            budget = self._budget()
-            for kind in ("core_hours", "wall_hours"):
-                if kind in budget.limit and budget.spent[kind] >= budget.limit[kind]:
-                    raise _BudgetExhaustedError(kind)
+        """Yield results as they arrive, pausing when asked to; stop at once when core-hours or wall time are spent."""
+        self._obey()
+        while True:
+            for done in self._executor.results():
+                if done is None:
+                    self.store.heartbeat()
+                else:
+                    yield done
+                budget = self._budget()
+                for kind in ("core_hours", "wall_hours"):
+                    if kind in budget.limit and budget.spent[kind] >= budget.limit[kind]:
+                        raise _BudgetExhaustedError(kind)
+                if self._inbox.request in (Request.PAUSE, Request.STOP):
+                    self._executor.hold()
+                else:
+                    self._executor.release()
+            if not self._executor.waiting:
+                return
+            self._obey()
+            self._executor.release()
+
+    def _obey(self) -> None:
+        """Pause or stop if the driver was asked to; nothing runs meanwhile. A pause is no wall time."""
+        if self._inbox.request is Request.PAUSE:
+            self.store.set_state("paused")
+            self._event("paused")
+            while self._inbox.request is Request.PAUSE:
+                self._inbox.wait()
+            if self._inbox.request is not Request.STOP:
+                self.store.start_session()
+                self._event("resumed")
+        if self._inbox.request is Request.STOP:
+            raise _StoppedError
 
     def _check_budget(self) -> None:
         exhausted = self._budget().exhausted

@@ -73,12 +73,39 @@ def launch(
 
 @app.command()
 def resume(run: RunArgument, quiet: QuietOption = False) -> None:
-    """Go on with a campaign that was interrupted; show the report of one that is finished."""
+    """Go on with a campaign that pauses or was interrupted; show the report of one that is finished."""
+    from discovery import control
     from discovery.campaign import Campaign
+    from discovery.runfolder import RunFolder
     from discovery.status import read_status
 
+    if RunFolder(run).has_driver():
+        typer.echo(f"process {control.resume(run)} goes on; watch it with: discovery status {run}")
+        return
     rounds = read_status(run).rounds
     _drive(lambda observe: Campaign.resume(run, observe), run, rounds, quiet)
+
+
+@app.command()
+def pause(run: RunArgument) -> None:
+    """Let a running campaign finish what runs, start nothing new, and wait; `discovery resume` lets it go on."""
+    from discovery import control
+
+    pid = control.pause(run)
+    typer.echo(f"process {pid} pauses once what runs is finished; let it go on with: discovery resume {run}")
+
+
+@app.command()
+def stop(
+    run: RunArgument,
+    now: Annotated[bool, typer.Option("--now", help="End running calculations, too; they are repeated later.")] = False,
+) -> None:
+    """End a running campaign once what runs is finished; `discovery resume` takes it up again."""
+    from discovery import control
+
+    pid = control.stop(run, now=now)
+    when = "ends now" if now else "ends once what runs is finished"
+    typer.echo(f"process {pid} {when}; take the campaign up again with: discovery resume {run}")
 
 
 @app.command()

@@ -44,7 +44,7 @@ BATCH_ATOMS = 48
 """Atoms in one batch for a screening worker; small, so that results are committed soon and little is lost with one."""
 MAX_LOST = 3
 """How often work is repeated because its worker was lost, before that is recorded as the failure ``lost``."""
-POLL_SECONDS = 5.0
+POLL_SECONDS = 1.0
 """How long to wait for a result before the caller gets a chance to look at the clock."""
 CANCEL_SECONDS = 10.0
 """How long cancelled calculations get to end their external programs."""
@@ -147,6 +147,19 @@ class Executor(Protocol):
         """Yield what is finished, in any order, until nothing is left; None now and then while there is nothing new."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """How much work is queued and not begun."""
+        ...
+
+    def hold(self) -> None:
+        """Begin nothing from now on; :meth:`results` ends once what runs is finished."""
+        ...
+
+    def release(self) -> None:
+        """End a :meth:`hold`."""
+        ...
+
     def cancel(self) -> None:
         """Drop queued work and end what is running."""
         ...
@@ -239,6 +252,7 @@ class InProcessExecutor:
         self._oracles = {role: plugin.create() for role, plugin in self._plugins.items()}
         self._generator = PluginSpec.of(config.generator).create()
         self._queue: deque[SampleJob | EvaluationJob] = deque()
+        self._held = False
 
     def __enter__(self) -> Self:
         return self
@@ -272,12 +286,25 @@ class InProcessExecutor:
 
     def results(self) -> Iterator[Sampled | Evaluated | None]:
         """Do the queued work in order and yield each result."""
-        while self._queue:
+        while self._queue and not self._held:
             job = self._queue.popleft()
             if isinstance(job, SampleJob):
                 yield Sampled(job, tuple(self._generator.sample([job.target], seed=job.seed)))
             else:
                 yield Evaluated(job, evaluate_jobs(self._plugins[job.role], self._oracles[job.role], [job])[0])
+
+    @property
+    def waiting(self) -> int:
+        """How much work is queued and not begun."""
+        return len(self._queue)
+
+    def hold(self) -> None:
+        """Begin nothing from now on."""
+        self._held = True
+
+    def release(self) -> None:
+        """End a :meth:`hold`."""
+        self._held = False
 
     def cancel(self) -> None:
         """Drop queued work."""
@@ -367,6 +394,7 @@ class RayExecutor:
         self._running: dict[Any, _Running] = {}
         self._lost: dict[str, int] = {}
         self._loaded: Checkpoint | None = None
+        self._held = False
         self._generator: Any
         self._actors: list[Any]
 
@@ -508,6 +536,8 @@ class RayExecutor:
                         yield Evaluated(job, replace(evaluation, cores=cores))
 
     def _hand_out(self) -> None:
+        if self._held:
+            return
         settings = self._settings
         busy = [running.actor for running in self._running.values()]
         if self._samples and not any(isinstance(running.jobs, SampleJob) for running in self._running.values()):
@@ -566,6 +596,19 @@ class RayExecutor:
             yield Evaluated(
                 job, Evaluation(self.energy_scale(job.role), failure=Failure(kind, message, str(job.folder)))
             )
+
+    @property
+    def waiting(self) -> int:
+        """How much work is queued and not begun."""
+        return len(self._samples) + len(self._screening) + len(self._reference)
+
+    def hold(self) -> None:
+        """Begin nothing from now on; :meth:`results` ends once what runs is finished."""
+        self._held = True
+
+    def release(self) -> None:
+        """End a :meth:`hold`."""
+        self._held = False
 
     def cancel(self) -> None:
         """Drop queued work and interrupt what is running, so that external programs are ended by their oracle."""

@@ -84,6 +84,11 @@ class RunFolder:
         """The report in Markdown."""
         return self.path / "report.md"
 
+    @property
+    def request(self) -> Path:
+        """What the driver is asked to do; see :mod:`discovery.control`."""
+        return self.path / "request.json"
+
     def calculation(self, subject_id: str, role: str) -> Path:
         """Return the folder of one calculation."""
         return self.path / "calculations" / file_name(subject_id) / role
@@ -150,6 +155,17 @@ class RunFolder:
         advice = f"wait for it, or watch it with `discovery status {self.path}`"
         with locked(self._lock, str(self.path), advice):
             yield
+
+    def driver_pid(self) -> int | None:
+        """Return the process id of the driver that is at work, or None."""
+        for _ in range(_LOCK_TRIES):  # a driver has the lock an instant before its id is written
+            if not self.has_driver():
+                return None
+            text = self._lock.read_text().strip()
+            if text.isdigit():
+                return int(text)
+            time.sleep(0.05)
+        return None
 
     def has_driver(self) -> bool:
         """Whether a driver is at work."""

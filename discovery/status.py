@@ -46,7 +46,7 @@ class Status:
     name, seed
         Of the campaign.
     state
-        created, running, interrupted, finished or failed; a campaign whose driver died is interrupted.
+        created, running, paused, interrupted, finished or failed; a campaign whose driver died is interrupted.
     message
         Why it finished or failed.
     round, rounds
@@ -102,13 +102,13 @@ def read_status(run_dir: Path) -> Status:
     store = Store.read(folder.database)
     try:
         campaign = store.campaign()
-        running = campaign.state == "running"
+        driven = campaign.state in ("running", "paused")
         search = campaign.config["campaign"]
         limits = {kind: amount for kind, amount in search["budget"].items() if amount is not None}
         return Status(
             name=campaign.name,
             seed=campaign.seed,
-            state="interrupted" if running and not folder.has_driver() else campaign.state,
+            state="interrupted" if driven and not folder.has_driver() else campaign.state,
             message=campaign.message,
             round=max((round for round, _ in store.steps()), default=0),
             rounds=search["rounds"],

@@ -40,11 +40,31 @@ def small_config(run_dir: Path, *, executor: str = "in_process", seed: int = 7, 
     )
 
 
+def tiny_config(run_dir: Path, **changes: Any) -> CampaignConfig:
+    """Return the configuration of a campaign of a fraction of a second: no relaxation, random orders on a lattice.
+
+    Its generator is one of ``tests.discovery.plugins``. `changes` replace top-level settings, or, given as a mapping,
+    single settings of a section.
+    """
+    data = small_config(run_dir).model_dump(mode="json")
+    oracle = {"name": "emt", "relax": False}
+    data |= {"name": "tiny", "oracle": {"screening": oracle, "reference": oracle}, "generator": {"name": "lattices"}}
+    data["agent"] = {"name": "greedy", "max_decomposition_energy": 1.0}
+    for section, value in changes.items():
+        data[section] = data[section] | value if isinstance(value, dict) else value
+    return CampaignConfig.model_validate(data)
+
+
 def run(config: CampaignConfig) -> Path:
     """Launch a campaign, run it to its end and return its run folder."""
     with Campaign.launch(config) as campaign:
         campaign.run()
     return config.run_dir
+
+
+def results(run_dir: Path) -> dict[str, int]:
+    """Return result file → time of its last change."""
+    return {str(path): path.stat().st_mtime_ns for path in run_dir.glob("calculations/*/*/result.json")}
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from discovery.status import read_status
 from discovery.store import Store
 from discovery.types import Checkpoint, LabelledCrystal, Sample, State, Target
 from generators.random_search import RandomSearchGenerator
-from tests.discovery.campaigns import outcome, run, small_config
+from tests.discovery.campaigns import outcome, results, run, small_config
 
 FORK = multiprocessing.get_context("fork")
 
@@ -57,10 +57,6 @@ def die_before_commit(n: int) -> None:
 def resume(run_dir: Path) -> None:
     with Campaign.resume(run_dir) as campaign:
         campaign.run()
-
-
-def results(run_dir: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in run_dir.glob("calculations/*/*/result.json")}
 
 
 def test_a_campaign_finishes_and_adds_up(finished: Path) -> None:
