@@ -33,7 +33,6 @@ from discovery.protocols import Agent, CampaignView
 from discovery.references import reference_crystals
 from discovery.runfolder import RunFolder
 from discovery.store import ReferenceRecord, Store, TargetRecord
-from discovery.store.store import sqlite_url
 from discovery.types import Budget, Candidate, Checkpoint, Evaluation, LabelledCrystal, Stability, State
 
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -101,19 +100,24 @@ class Campaign:
         folder.create()
         with folder.driver():
             config.save(folder.config)
-            store = Store.create(
-                sqlite_url(folder.database),
-                name=config.name,
-                seed=config.seed,
-                config=config.model_dump(mode="json"),
-                config_hash=config.config_hash,
-            )
+            try:
+                store = Store.create(
+                    folder.database_url,
+                    name=config.name,
+                    seed=config.seed,
+                    config=config.model_dump(mode="json"),
+                    config_hash=config.config_hash,
+                )
+            except DiscoveryError:
+                folder.remove()
+                raise
             try:
                 yield cls(folder, config, store, observe)
             except CampaignInterruptedError:
                 raise
             except DiscoveryError:
                 if not store.references():
+                    store.remove()
                     folder.remove()
                 raise
             finally:
@@ -126,10 +130,11 @@ class Campaign:
         folder = RunFolder(run_dir.resolve())
         folder.check_writable()
         with folder.driver():
-            store = Store.open(sqlite_url(folder.database))
+            store = folder.open_store()
             try:
                 config = configuration.read(folder.config)
-                if config.config_hash != store.campaign().config_hash:
+                began_with = CampaignConfig.model_validate(store.campaign().config)
+                if config.config_hash != began_with.config_hash:
                     raise RunError(
                         f"{folder.config} was changed since the campaign began; restore it, or launch a new campaign"
                     )

@@ -74,15 +74,16 @@ def launch(
 @app.command()
 def resume(run: RunArgument, quiet: QuietOption = False) -> None:
     """Go on with a campaign that pauses or was interrupted; show the report of one that is finished."""
-    from discovery import control
+    from discovery import config, control
     from discovery.campaign import Campaign
     from discovery.runfolder import RunFolder
-    from discovery.status import read_status
 
-    if RunFolder(run).has_driver():
+    folder = RunFolder(run)
+    folder.require_campaign()
+    if folder.has_driver():
         typer.echo(f"process {control.resume(run)} goes on; watch it with: discovery status {run}")
         return
-    rounds = read_status(run).rounds
+    rounds = config.read(folder.config).campaign.rounds
     _drive(lambda observe: Campaign.resume(run, observe), run, rounds, quiet)
 
 

@@ -45,6 +45,7 @@ from discovery import plugins
 from discovery.errors import ConfigError
 from discovery.protocols import PluginConfig
 from discovery.references import ReferencesConfig
+from discovery.store.urls import masked, parse_setting
 
 COMMAND_LINE = "command line"
 
@@ -208,6 +209,10 @@ class ExecutorConfig(_Settings):
     )
 
 
+_WHERE = {"run_dir", "executor", "database"}
+"""Settings that say where a campaign runs and what it tells, not what comes out."""
+
+
 class CampaignConfig(_Settings):
     """The whole configuration of a campaign; what the run folder's ``config.yaml`` holds."""
 
@@ -222,11 +227,23 @@ class CampaignConfig(_Settings):
         default_factory=ReferencesConfig, description="Where the reference phases come from."
     )
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="Where the work runs.")
+    database: str | None = Field(
+        default=None,
+        description="URL of a PostgreSQL database, without password; unset keeps a SQLite file in the run folder.",
+    )
+
+    @field_validator("database", mode="after")
+    @classmethod
+    def _database_is_understood(cls, value: str | None) -> str | None:
+        try:
+            return parse_setting(value) if value is not None else None
+        except ValueError as error:
+            raise PydanticCustomError("database", "{reason}", {"reason": str(error)}) from error
 
     @property
     def config_hash(self) -> str:
-        """SHA-256 of everything that can change a result; `run_dir` and `executor` cannot and are left out."""
-        data = self.model_dump(mode="json", exclude={"run_dir", "executor"})
+        """SHA-256 of everything that can change a result; `_WHERE` cannot."""
+        data = self.model_dump(mode="json", exclude=_WHERE)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
@@ -542,7 +559,7 @@ def _explain(details: ErrorDetails, model: type[BaseModel], parents: tuple[str |
         near = plugins.nearest(str(details["input"]), re.findall(r"'([^']*)'", context["expected"]))
         reason += f"; did you mean {near!r}?" if near else ""
     elif isinstance(details["input"], str | int | float | None):
-        reason += f" (got {details['input']!r})"
+        reason += f" (got {masked(repr(details['input']))})" if details["type"] != "database" else ""
     return f"{key} ({sources.of(key)}): {reason}"
 
 

@@ -10,7 +10,6 @@ from discovery.errors import RunError
 from discovery.hull import Phase
 from discovery.runfolder import RunFolder, file_name
 from discovery.status import discovered_phases
-from discovery.store import Store
 from discovery.types import Evaluation
 
 Format = Literal["cif", "extxyz", "entries"]
@@ -38,7 +37,7 @@ def export(run_dir: Path, format: Format, out: Path | None = None, *, everything
         The files written.
     """
     folder = RunFolder(run_dir)
-    store = Store.read(folder.database)
+    store = folder.read_store()
     try:
         if not store.hull_versions("reference"):
             raise RunError(f"{run_dir} has no reference hull yet, so there is nothing to export; `discovery resume` it")

@@ -25,7 +25,7 @@ def write_report(run_dir: Path) -> str:
 def make_report(run_dir: Path) -> str:
     """Return the report of the campaign in `run_dir` as Markdown."""
     status = read_status(run_dir)
-    store = Store.read(RunFolder(run_dir).database)
+    store = RunFolder(run_dir).read_store()
     try:
         sections = [
             _summary(status, store),

@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from discovery.errors import RunError
+from discovery.store import Store, sqlite_url
 
 MIN_FREE_BYTES = 100 * 2**20
 """Free disk space without which no campaign is begun or resumed."""
@@ -71,8 +75,42 @@ class RunFolder:
 
     @property
     def database(self) -> Path:
-        """The store."""
+        """The store, unless the configuration names another database."""
         return self.path / "campaign.sqlite"
+
+    @property
+    def holds_campaign(self) -> bool:
+        """Whether this is the run folder of a campaign."""
+        return self.database.is_file() or (self.config.is_file() and self._setting("database") is not None)
+
+    @property
+    def database_url(self) -> str:
+        """URL of the database: the one that the configuration names, or the SQLite file."""
+        return str(self._setting("database") or sqlite_url(self.database))
+
+    def read_store(self) -> Store:
+        """Open the campaign's store for reading only; safe beside a running driver."""
+        if self.database.is_file():
+            return Store.read(self.database)
+        self.require_campaign()
+        return Store.read(self.database_url, self._setting("name"))
+
+    def open_store(self) -> Store:
+        """Open the campaign's store as its driver."""
+        self.require_campaign()
+        return Store.open(self.database_url, None if self.database.is_file() else self._setting("name"))
+
+    def require_campaign(self) -> None:
+        """Raise `RunError` unless this is the run folder of a campaign."""
+        if not self.holds_campaign:
+            raise RunError(f"{self.path} is not a run folder; start a campaign with `discovery launch`")
+
+    def _setting(self, key: str) -> Any:
+        """Return a setting of the stored configuration without importing the plug-ins that it names."""
+        try:
+            return (yaml.safe_load(self.config.read_text()) or {}).get(key)
+        except (OSError, yaml.YAMLError, AttributeError) as error:
+            raise RunError(f"{self.config} cannot be read: {error}; restore it") from error
 
     @property
     def log(self) -> Path:
@@ -109,7 +147,7 @@ class RunFolder:
         RunError
             If it holds something already, or cannot be written.
         """
-        if self.database.exists():
+        if self.holds_campaign:
             raise RunError(
                 f"{self.path} already holds a campaign; continue it with `discovery resume {self.path}`, or launch "
                 "into another folder with run_dir=FOLDER"

@@ -121,7 +121,7 @@ _Reader = Callable[[Path, bool], Iterator[Member]]
 
 def _reader(path: Path) -> _Reader:
     if path.is_dir():
-        return _campaign if RunFolder(path).database.exists() else _folder
+        return _campaign if RunFolder(path).holds_campaign else _folder
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
     readers: dict[str, _Reader] = {".zip": _archive, ".csv": _csv, ".json": _json}
@@ -136,12 +136,22 @@ def _reader(path: Path) -> _Reader:
 def _hash(path: Path) -> str:
     if not path.is_dir():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    if RunFolder(path).database.exists():
-        return hashlib.sha256(RunFolder(path).database.read_bytes()).hexdigest()
+    if RunFolder(path).holds_campaign:
+        return _campaign_hash(path)
     digest = hashlib.sha256()
     for file in sorted(file for file in path.iterdir() if file.is_file()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def _campaign_hash(path: Path) -> str:
+    """Hash what a campaign has decided so far: its configuration and every arrow of its candidates."""
+    store = RunFolder(path).read_store()
+    try:
+        content = [store.campaign().config_hash, *sorted(store.transitions(), key=lambda arrow: (arrow[0], arrow[2]))]
+    finally:
+        store.close()
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _open(path: Path) -> io.TextIOBase:
@@ -348,9 +358,7 @@ def _adjustment(adjustment: Mapping[str, Any]) -> float:
 
 def _campaign(path: Path, _crystals: bool) -> Iterator[Member]:
     """All candidates of a campaign, as they were sampled, with the energies of the best oracle that computed them."""
-    from discovery.store import Store
-
-    store = Store.read(RunFolder(path).database)
+    store = RunFolder(path).read_store()
     try:
         candidates = store.candidates()
         for candidate in candidates:

@@ -99,33 +99,38 @@ class Status:
 def read_status(run_dir: Path) -> Status:
     """Read the status of the campaign in `run_dir`; writes nothing."""
     folder = RunFolder(run_dir)
-    store = Store.read(folder.database)
+    store = folder.read_store()
     try:
-        campaign = store.campaign()
-        driven = campaign.state in ("running", "paused")
-        search = campaign.config["campaign"]
-        limits = {kind: amount for kind, amount in search["budget"].items() if amount is not None}
-        return Status(
-            name=campaign.name,
-            seed=campaign.seed,
-            state="interrupted" if driven and not folder.has_driver() else campaign.state,
-            message=campaign.message,
-            round=max((round for round, _ in store.steps()), default=0),
-            rounds=search["rounds"],
-            funnel=store.funnel(),
-            failures=store.failures(),
-            stable=tuple(discovered_phases(store, search["stable_threshold"])),
-            threshold=search["stable_threshold"],
-            energy_scales={role: scale.id for role, scale in store.energy_scales().items()},
-            budget=store.budget(limits),
-            checkpoints=tuple(
-                {"id": record.id, "round": record.round, "accepted": record.accepted, **asdict(record.checkpoint)}
-                for record in store.checkpoints()
-            ),
-            seconds=campaign.seconds,
-        )
+        return status_of(store, has_driver=folder.has_driver() or store.has_driver())
     finally:
         store.close()
+
+
+def status_of(store: Store, *, has_driver: bool) -> Status:
+    """Return the status of a campaign whose store is open; `has_driver` tells whether a driver is at work."""
+    campaign = store.campaign()
+    driven = campaign.state in ("running", "paused")
+    search = campaign.config["campaign"]
+    limits = {kind: amount for kind, amount in search["budget"].items() if amount is not None}
+    return Status(
+        name=campaign.name,
+        seed=campaign.seed,
+        state="interrupted" if driven and not has_driver else campaign.state,
+        message=campaign.message,
+        round=max((round for round, _ in store.steps()), default=0),
+        rounds=search["rounds"],
+        funnel=store.funnel(),
+        failures=store.failures(),
+        stable=tuple(discovered_phases(store, search["stable_threshold"])),
+        threshold=search["stable_threshold"],
+        energy_scales={role: scale.id for role, scale in store.energy_scales().items()},
+        budget=store.budget(limits),
+        checkpoints=tuple(
+            {"id": record.id, "round": record.round, "accepted": record.accepted, **asdict(record.checkpoint)}
+            for record in store.checkpoints()
+        ),
+        seconds=campaign.seconds,
+    )
 
 
 def discovered_phases(store: Store, max_e_above_hull: float) -> list[DiscoveredPhase]:

@@ -11,7 +11,6 @@ from discovery.errors import InvalidInputError
 from discovery.references import read_csv
 from discovery.runfolder import RunFolder
 from discovery.sets import read_set
-from discovery.store import Store
 from discovery.types import LabelledCrystal, Stability, State
 
 
@@ -30,7 +29,7 @@ def read_training_data(path: Path) -> list[LabelledCrystal]:
     InvalidInputError
         If there is no crystal.
     """
-    if path.is_dir() and RunFolder(path).database.exists():
+    if path.is_dir() and RunFolder(path).holds_campaign:
         crystals = _of_campaign(path)
     elif {".csv"} & set(path.suffixes):
         crystals = [LabelledCrystal(known.crystal, known.properties, known.id) for known in read_csv(path).crystals]
@@ -57,7 +56,7 @@ def read_training_data(path: Path) -> list[LabelledCrystal]:
 
 
 def _of_campaign(run: Path) -> list[LabelledCrystal]:
-    store = Store.read(RunFolder(run).database)
+    store = RunFolder(run).read_store()
     try:
         candidates = store.candidates({State.JUDGED, State.LEARNED})
     finally:

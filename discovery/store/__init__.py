@@ -1,6 +1,16 @@
 """The store: every step of a campaign in one database, written by the driver alone."""
 
 from discovery.store.machine import TRANSITIONS, IllegalTransitionError
-from discovery.store.store import CheckpointRecord, ReferenceRecord, Store, TargetRecord
+from discovery.store.store import CampaignRecord, CheckpointRecord, ReferenceRecord, Store, TargetRecord
+from discovery.store.urls import sqlite_url
 
-__all__ = ["TRANSITIONS", "CheckpointRecord", "IllegalTransitionError", "ReferenceRecord", "Store", "TargetRecord"]
+__all__ = [
+    "TRANSITIONS",
+    "CampaignRecord",
+    "CheckpointRecord",
+    "IllegalTransitionError",
+    "ReferenceRecord",
+    "Store",
+    "TargetRecord",
+    "sqlite_url",
+]

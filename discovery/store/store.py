@@ -6,6 +6,7 @@ step again changes nothing, so that a driver may repeat whatever it was doing wh
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import time
@@ -16,16 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from discovery.crystal import Crystal
-from discovery.errors import RunError
+from discovery.errors import MissingDependencyError, RunError
 from discovery.hull import Hull, Phase
 from discovery.store import schema
 from discovery.store.machine import IN_FLIGHT, check_transition
+from discovery.store.session import CampaignSession
 from discovery.store.tables import (
     CampaignRow,
     CandidateRow,
@@ -41,6 +42,7 @@ from discovery.store.tables import (
     TargetRow,
     TransitionRow,
 )
+from discovery.store.urls import is_url, masked, parse
 from discovery.types import (
     Budget,
     Candidate,
@@ -120,119 +122,169 @@ class HullVersion:
 
 
 class Store:
-    """A campaign's database.
+    """One campaign's part of a database.
 
     Parameters
     ----------
     engine
-        SQLAlchemy engine of a database with the current schema; see :meth:`create`, :meth:`open` and :meth:`read`.
+        SQLAlchemy engine of a database with the current schema.
+    campaign
+        Name of the campaign; may be left out where the database holds one only.
+
+    Notes
+    -----
+    Made by :meth:`create` and :meth:`open` for the driver, and by :meth:`read` for everybody else. In PostgreSQL the
+    connection that writes holds an advisory lock, so that a campaign has one driver, wherever it runs.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, campaign: str | None = None) -> None:
         self.engine = engine
         self._session_id: int | None = None
+        try:
+            self.campaign_id, self.name = _find(engine, campaign)
+        except SQLAlchemyError as error:
+            raise RunError(f"{_describe(engine)} cannot be read: {_cause(error)}") from error
 
     # Opening -------------------------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, url: str, *, name: str, seed: int, config: Mapping[str, Any], config_hash: str) -> Store:
-        """Create the tables and the campaign.
+        """Create the tables where they are missing, and the campaign.
 
         Parameters
         ----------
         url
-            SQLAlchemy URL; :func:`sqlite_url` gives the one of a run folder.
+            URL of a SQLite (:func:`sqlite_url`) or PostgreSQL database.
         name, seed, config, config_hash
             What the campaign is; ``config`` is the JSON form of its configuration.
+
+        Raises
+        ------
+        RunError
+            If the database holds a campaign of this name.
         """
-        store = cls._writable(url)
-        with store._transaction() as session:
-            if session.get(CampaignRow, 1) is None:
-                session.add(
-                    CampaignRow(
-                        id=1,
-                        name=name,
-                        seed=seed,
-                        config=dict(config),
-                        config_hash=config_hash,
-                        state="created",
-                        message="",
-                        created=time.time(),
+        engine = _writing_engine(url, name)
+        row = CampaignRow(
+            name=name,
+            seed=seed,
+            config=dict(config),
+            config_hash=config_hash,
+            state="created",
+            message="",
+            created=time.time(),
+        )
+        try:
+            with Session(engine) as session, session.begin():
+                if session.scalar(select(CampaignRow.id).where(CampaignRow.name == name)) is not None:
+                    raise RunError(
+                        f"{_describe(engine)} already holds a campaign {name!r}; give this one another name with "
+                        "name=NAME, or continue that one with `discovery resume` and its run folder"
                     )
+                session.add(row)
+        except SQLAlchemyError as error:
+            raise RunError(f"{_describe(engine)} cannot be written: {_cause(error)}") from error
+        return cls(engine, name)
+
+    @classmethod
+    def open(cls, url: str, campaign: str | None = None) -> Store:
+        """Open an existing campaign for writing; an older schema is upgraded.
+
+        Raises
+        ------
+        RunError
+            If there is no such campaign, or another driver is at work on it.
+        """
+        parsed = parse(url)
+        if parsed.get_backend_name() == "sqlite":
+            _require_file(Path(parsed.database or ""))
+        return cls(_writing_engine(url, campaign), campaign)
+
+    @classmethod
+    def read(cls, where: Path | str, campaign: str | None = None) -> Store:
+        """Open a campaign for reading only; safe beside a running driver.
+
+        Parameters
+        ----------
+        where
+            Path of a SQLite database, or URL of a SQLite or PostgreSQL database.
+        campaign
+            Name of the campaign; may be left out where the database holds one only.
+        """
+        return cls(_reading_engine(where), campaign)
+
+    @staticmethod
+    def campaigns(where: Path | str) -> list[CampaignRecord]:
+        """Return the campaigns of a database, oldest first; `where` as in :meth:`read`."""
+        engine = _reading_engine(where)
+        try:
+            with Session(engine) as session:
+                seconds: dict[int, float] = dict(
+                    session.execute(
+                        select(SessionRow.campaign_id, func.sum(SessionRow.heartbeat - SessionRow.started)).group_by(
+                            SessionRow.campaign_id
+                        )
+                    )
+                    .tuples()
+                    .all()
                 )
-        return store
+                rows = session.scalars(select(CampaignRow).order_by(CampaignRow.id))
+                return [_campaign(row, seconds.get(row.id)) for row in rows]
+        except SQLAlchemyError as error:
+            raise RunError(f"{_describe(engine)} cannot be read: {_cause(error)}") from error
+        finally:
+            engine.dispose()
 
-    @classmethod
-    def open(cls, url: str) -> Store:
-        """Open an existing database for writing; an older schema is upgraded."""
-        path = make_url(url).database
-        if make_url(url).get_backend_name() == "sqlite" and not Path(path or "").is_file():
-            raise RunError(f"{path} does not exist: this is not a run folder; start one with `discovery launch`")
-        return cls._writable(url)
-
-    @classmethod
-    def read(cls, path: Path) -> Store:
-        """Open a run folder's SQLite database for reading only; safe beside a running driver."""
-        if not path.is_file():
-            raise RunError(f"{path} does not exist: this is not a run folder; start one with `discovery launch`")
-        engine = create_engine(f"sqlite:///file:{path.resolve()}?mode=ro&uri=true")
-        try:
-            schema.require_current(engine)
-        except DatabaseError as error:
-            raise RunError(f"{path} cannot be read: {error.orig}") from error
-        return cls(engine)
-
-    @classmethod
-    def _writable(cls, url: str) -> Store:
-        engine = create_engine(url)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _configure_sqlite)
-            event.listen(engine, "begin", _begin)
-        try:
-            schema.upgrade(engine)
-        except DatabaseError as error:
-            raise RunError(f"{make_url(url).database} cannot be opened for writing: {error.orig}") from error
-        return cls(engine)
+    def remove(self) -> None:
+        """Delete the campaign and everything that belongs to it."""
+        with self._transaction() as session:
+            self._session_id = None
+            session.execute(delete(CampaignRow).where(CampaignRow.id == self.campaign_id))
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
 
+    def has_driver(self) -> bool:
+        """Whether a driver is connected to a PostgreSQL database; for SQLite the run folder's lock tells."""
+        if self.engine.dialect.name != "postgresql":
+            return False
+        with self._reading() as session:
+            return bool(session.scalar(_LOCK_IS_HELD, {"lock": _lock_number(self.name)}))
+
     @contextmanager
-    def _transaction(self) -> Iterator[Session]:
+    def _transaction(self) -> Iterator[CampaignSession]:
         """One transaction; renews the driver's heartbeat."""
         try:
-            with Session(self.engine) as session, session.begin():
+            with CampaignSession(self.engine, self.campaign_id) as session, session.begin():
                 if self._session_id is not None:
                     session.get_one(SessionRow, self._session_id).heartbeat = time.time()
                 yield session
         except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
+            remedy = (
+                "free disk space or make the run folder writable"
+                if self.engine.dialect.name == "sqlite"
+                else "see that the server runs and can be reached"
+            )
             raise RunError(
-                f"{self.engine.url.database} cannot be written: {cause}; free disk space or make the run folder "
-                "writable, then continue with `discovery resume`"
+                f"{_describe(self.engine)} cannot be written: {_cause(error)}; {remedy}, then continue with "
+                "`discovery resume`"
             ) from error
 
     @contextmanager
-    def _reading(self) -> Iterator[Session]:
+    def _reading(self) -> Iterator[CampaignSession]:
         try:
-            with Session(self.engine) as session:
+            with CampaignSession(self.engine, self.campaign_id) as session:
                 yield session
         except SQLAlchemyError as error:
-            raise RunError(f"{self.engine.url.database} cannot be read: {getattr(error, 'orig', error)}") from error
+            raise RunError(f"{_describe(self.engine)} cannot be read: {_cause(error)}") from error
 
     # Campaign, sessions and steps ----------------------------------------------------------------------------------
 
     def campaign(self) -> CampaignRecord:
         """Return what is known of the campaign as a whole."""
         with self._reading() as session:
-            row = session.get(CampaignRow, 1)
-            if row is None:
-                raise RunError(f"{self.engine.url.database} holds no campaign; remove the run folder and launch again")
-            seconds = session.scalar(select(func.sum(SessionRow.heartbeat - SessionRow.started))) or 0.0
-            return CampaignRecord(
-                row.name, row.seed, row.config, row.config_hash, row.state, row.message, row.created, float(seconds)
-            )
+            seconds = session.scalar(select(func.sum(SessionRow.heartbeat - SessionRow.started)))
+            return _campaign(session.get_one(CampaignRow, self.campaign_id), seconds)
 
     def start_session(self) -> None:
         """Record that a driver has begun; the campaign is running from now on."""
@@ -240,7 +292,7 @@ class Store:
             now = time.time()
             row = SessionRow(pid=os.getpid(), host=socket.gethostname(), started=now, heartbeat=now)
             session.add(row)
-            session.get_one(CampaignRow, 1).state = "running"
+            session.get_one(CampaignRow, self.campaign_id).state = "running"
             session.flush()
             session_id = row.id
         self._session_id = session_id
@@ -253,7 +305,7 @@ class Store:
     def set_state(self, state: str, message: str = "") -> None:
         """Set the campaign's state: running, interrupted, finished or failed."""
         with self._transaction() as session:
-            row = session.get_one(CampaignRow, 1)
+            row = session.get_one(CampaignRow, self.campaign_id)
             row.state, row.message = state, message
 
     def finish_step(self, round: int, step: str, seconds: float = 0.0) -> None:
@@ -614,7 +666,10 @@ class Store:
                 .all()
             )
             counts = {str(state): 0 for state in State} | dict(reached)
-            counts["in_flight"] = session.scalar(select(func.count()).where(CandidateRow.state.in_(IN_FLIGHT))) or 0
+            counts["in_flight"] = (
+                session.scalar(select(func.count()).select_from(CandidateRow).where(CandidateRow.state.in_(IN_FLIGHT)))
+                or 0
+            )
             return counts
 
     def losses(self) -> dict[State, Counter[str]]:
@@ -741,9 +796,140 @@ class Store:
         ).all()
 
 
-def sqlite_url(path: Path) -> str:
-    """Return the SQLAlchemy URL of a SQLite file."""
-    return f"sqlite:///{path.resolve()}"
+_CLAIM_TRIES = 10
+_LOCK_IS_HELD = text(
+    "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
+    " WHERE datname = current_database() AND locktype = 'advisory' AND granted AND objsubid = 1"
+    " AND (classid::bigint << 32) + objid::bigint = :lock)"
+)
+_DRIVER = (
+    "SELECT pid, host FROM sessions JOIN campaign ON campaign.id = sessions.campaign_id WHERE name = %s"
+    " ORDER BY sessions.id DESC LIMIT 1"
+)
+
+
+def _writing_engine(url: str, campaign: str | None) -> Engine:
+    """Return an engine for the driver, after bringing the schema up to date."""
+    parsed = parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = create_engine(parsed)
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin)
+        _upgrade(_migrating_engine(url))
+        return engine
+    _upgrade(_engine(url))
+    engine = _engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+    name = campaign if campaign is not None else _find(engine, None)[1]
+    engine.dispose()
+    event.listen(engine, "connect", lambda connection, _record: _claim(connection, name))
+    return engine
+
+
+def _migrating_engine(url: str) -> Engine:
+    """Return an engine for a SQLite file that does not enforce foreign keys: migrations build tables anew."""
+    engine = create_engine(url)
+    event.listen(engine, "connect", _leave_transactions_to_us)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _upgrade(engine: Engine) -> None:
+    try:
+        schema.upgrade(engine)
+    except SQLAlchemyError as error:
+        raise RunError(f"{_describe(engine)} cannot be opened for writing: {_cause(error)}") from error
+    finally:
+        engine.dispose()
+
+
+def _reading_engine(where: Path | str) -> Engine:
+    url = parse(str(where)) if is_url(where) else None
+    if url is not None and url.get_backend_name() == "postgresql":
+        engine = _engine(str(where), execution_options={"postgresql_readonly": True}, isolation_level="REPEATABLE READ")
+    else:
+        path = Path(where if url is None else url.database or "")
+        _require_file(path)
+        engine = create_engine(f"sqlite:///file:{path.resolve()}?mode=ro&uri=true")
+    try:
+        schema.require_current(engine)
+    except SQLAlchemyError as error:
+        raise RunError(f"{_describe(engine)} cannot be read: {_cause(error)}") from error
+    return engine
+
+
+def _engine(url: str, **options: Any) -> Engine:
+    """Return an engine of a PostgreSQL database."""
+    try:
+        return create_engine(parse(url), **options)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{masked(url)} needs the package psycopg; install it: pip install 'discovery-engine[postgres]'"
+        ) from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise RunError(f"{path} does not exist: this is not a run folder; start one with `discovery launch`")
+
+
+def _find(engine: Engine, name: str | None) -> tuple[int, str]:
+    """Return id and name of the campaign `name`, or of the only one."""
+    with Session(engine) as session:
+        ids = dict(session.execute(select(CampaignRow.name, CampaignRow.id)).tuples().all())
+    if name is None and len(ids) == 1:
+        name = next(iter(ids))
+    if name is not None and name in ids:
+        return ids[name], name
+    if not ids:
+        raise RunError(f"{_describe(engine)} holds no campaign; remove the run folder and launch again")
+    wanted = f"no campaign {name!r}" if name is not None else "several campaigns; name one"
+    raise RunError(f"{_describe(engine)} holds {wanted}; there are: {', '.join(sorted(ids))}")
+
+
+def _describe(engine: Engine) -> str:
+    """Return what a message calls the database: a path, or a URL without its password."""
+    if engine.dialect.name == "sqlite":
+        return str(engine.url.database).removeprefix("file:").partition("?")[0]
+    return masked(engine.url.render_as_string())
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    return masked(str(getattr(error, "orig", None) or error).strip())
+
+
+def _lock_number(campaign: str) -> int:
+    """Return the number of the advisory lock of a campaign's driver: 63 bits of the hash of its name."""
+    return int.from_bytes(hashlib.sha256(campaign.encode()).digest()[:8]) >> 1
+
+
+def _claim(connection: Any, campaign: str) -> None:
+    """Take the driver's lock on a new connection; PostgreSQL releases it when the connection ends.
+
+    Keepalives tell the server within two minutes that the driver's machine is gone.
+    """
+    with connection.cursor() as cursor:
+        for setting, value in (("idle", 60), ("interval", 15), ("count", 4)):
+            cursor.execute(f"SET tcp_keepalives_{setting} = {value}")
+        for attempt in range(_CLAIM_TRIES):  # a driver that has just ended is gone from the server a moment later
+            if attempt:
+                time.sleep(0.05)
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", (_lock_number(campaign),))
+            if cursor.fetchone()[0]:
+                connection.commit()
+                return
+        cursor.execute(_DRIVER, (campaign,))
+        pid, host = cursor.fetchone() or ("unknown", "unknown")
+    connection.close()
+    raise RunError(
+        f"campaign {campaign!r} already has a driver (process {pid} on {host}); wait for it, or watch it with "
+        "`discovery status`"
+    )
+
+
+def _leave_transactions_to_us(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN would leave table definitions outside transactions
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
@@ -752,7 +938,7 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     ``synchronous=NORMAL`` cannot corrupt the database. A power cut may lose its newest transactions; their results lie
     in files that were flushed to the disk before, and are imported again.
     """
-    connection.isolation_level = None  # the driver's own BEGIN would leave table definitions outside transactions
+    _leave_transactions_to_us(connection, _record)
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
@@ -799,6 +985,12 @@ def _core_seconds(evaluation: Evaluation) -> float:
 
 def _failure_text(role: str, failure: Failure) -> str:
     return f"{role} {failure.kind}: {failure.message}"
+
+
+def _campaign(row: CampaignRow, seconds: float | None) -> CampaignRecord:
+    return CampaignRecord(
+        row.name, row.seed, row.config, row.config_hash, row.state, row.message, row.created, float(seconds or 0.0)
+    )
 
 
 def _scale(row: EnergyScaleRow) -> EnergyScale:

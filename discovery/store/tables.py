@@ -6,10 +6,15 @@ shown is a column. Times are seconds since the epoch, energies eV, durations sec
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import JSON, ForeignKey, MetaData, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Id = Annotated[str, mapped_column(String().with_variant(String(collation="C"), "postgresql"))]
+"""Identifiers sort by their characters in every database, because candidates are judged in the order of their ids."""
+Seed = Annotated[int, mapped_column(BigInteger)]
+"""Seeds have 32 bits without sign, which PostgreSQL's INTEGER has not."""
 
 
 class Base(DeclarativeBase):
@@ -18,7 +23,7 @@ class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
             "pk": "pk_%(table_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
             "uq": "uq_%(table_name)s_%(column_0_N_name)s",
             "ix": "ix_%(column_0_label)s",
         }
@@ -30,13 +35,14 @@ class Base(DeclarativeBase):
 
 
 class CampaignRow(Base):
-    """The campaign; one row."""
+    """A campaign; a database may hold several, told apart by their names."""
 
     __tablename__ = "campaign"
+    __table_args__ = (UniqueConstraint("name"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
-    seed: Mapped[int]
+    seed: Mapped[Seed]
     config: Mapped[dict[str, Any]]
     config_hash: Mapped[str]
     state: Mapped[str]
@@ -44,19 +50,33 @@ class CampaignRow(Base):
     created: Mapped[float]
 
 
-class SessionRow(Base):
+class OfCampaign:
+    """A table whose rows belong to a campaign, and whose keys are unique within it."""
+
+    campaign_id: Mapped[int] = mapped_column(
+        ForeignKey("campaign.id", ondelete="CASCADE"), primary_key=True, sort_order=-1
+    )
+
+
+class OfCampaignInOrder(OfCampaign):
+    """A table whose rows belong to a campaign and are numbered in the order written."""
+
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaign.id", ondelete="CASCADE"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class SessionRow(OfCampaignInOrder, Base):
     """One run of the driver; the heartbeat is renewed by every transaction."""
 
     __tablename__ = "sessions"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
     pid: Mapped[int]
     host: Mapped[str]
     started: Mapped[float]
     heartbeat: Mapped[float]
 
 
-class StepRow(Base):
+class StepRow(OfCampaign, Base):
     """A finished step of the loop, such as ``proposed`` or ``judged``, and its wall time."""
 
     __tablename__ = "steps"
@@ -67,7 +87,7 @@ class StepRow(Base):
     time: Mapped[float]
 
 
-class EnergyScaleRow(Base):
+class EnergyScaleRow(OfCampaign, Base):
     """What makes energies comparable, and which role computes on it."""
 
     __tablename__ = "energy_scales"
@@ -82,12 +102,12 @@ class EnergyScaleRow(Base):
     corrections: Mapped[str]
 
 
-class ReferenceRow(Base):
+class ReferenceRow(OfCampaign, Base):
     """A reference phase as it was given, before any evaluation."""
 
     __tablename__ = "reference_phases"
 
-    id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[Id] = mapped_column(primary_key=True)
     position: Mapped[int]
     formula: Mapped[str]
     source: Mapped[str]
@@ -95,28 +115,34 @@ class ReferenceRow(Base):
     properties: Mapped[dict[str, Any]]
 
 
-class TargetRow(Base):
+class TargetRow(OfCampaign, Base):
     """What the agent asked for."""
 
     __tablename__ = "targets"
+    __table_args__ = (Index("ix_targets_campaign_id_round", "campaign_id", "round"),)
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    round: Mapped[int] = mapped_column(index=True)
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    round: Mapped[int]
     position: Mapped[int]
-    seed: Mapped[int]
+    seed: Mapped[Seed]
     label: Mapped[str]
     reason: Mapped[str]
     request: Mapped[dict[str, Any]]
 
 
-class CandidateRow(Base):
+class CandidateRow(OfCampaign, Base):
     """A candidate: its sample, its current state and the verdict."""
 
     __tablename__ = "candidates"
+    __table_args__ = (
+        ForeignKeyConstraint(["campaign_id", "target_id"], ["targets.campaign_id", "targets.id"]),
+        Index("ix_candidates_campaign_id_round", "campaign_id", "round"),
+        Index("ix_candidates_campaign_id_state", "campaign_id", "state"),
+    )
 
-    id: Mapped[str] = mapped_column(primary_key=True)
-    round: Mapped[int] = mapped_column(index=True)
-    target_id: Mapped[str] = mapped_column(ForeignKey("targets.id"))
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    round: Mapped[int]
+    target_id: Mapped[Id]
     sample: Mapped[int]
     checkpoint: Mapped[str | None]
     """SHA-256 of the generator weights it was sampled with."""
@@ -124,7 +150,7 @@ class CandidateRow(Base):
     n_atoms: Mapped[int]
     crystal: Mapped[dict[str, Any] | None]
     """None if the generator failed."""
-    state: Mapped[str] = mapped_column(index=True)
+    state: Mapped[str]
     screening_formation_energy_per_atom: Mapped[float | None]
     screening_decomposition_energy: Mapped[float | None]
     screening_hull_version: Mapped[int | None]
@@ -139,14 +165,16 @@ class CandidateRow(Base):
     hull_version: Mapped[int | None]
 
 
-class TransitionRow(Base):
+class TransitionRow(OfCampaignInOrder, Base):
     """One arrow taken by a candidate; append-only, and unique because no candidate enters a state twice."""
 
     __tablename__ = "transitions"
-    __table_args__ = (UniqueConstraint("candidate_id", "to_state"),)
+    __table_args__ = (
+        ForeignKeyConstraint(["campaign_id", "candidate_id"], ["candidates.campaign_id", "candidates.id"]),
+        UniqueConstraint("campaign_id", "candidate_id", "to_state"),
+    )
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    candidate_id: Mapped[str] = mapped_column(ForeignKey("candidates.id"), index=True)
+    candidate_id: Mapped[Id]
     from_state: Mapped[str | None]
     to_state: Mapped[str]
     cause: Mapped[str]
@@ -154,12 +182,12 @@ class TransitionRow(Base):
     time: Mapped[float]
 
 
-class EvaluationRow(Base):
+class EvaluationRow(OfCampaign, Base):
     """An oracle's answer for a candidate or a reference phase."""
 
     __tablename__ = "evaluations"
 
-    subject_id: Mapped[str] = mapped_column(primary_key=True)
+    subject_id: Mapped[Id] = mapped_column(primary_key=True)
     """Id of the candidate or the reference phase."""
     role: Mapped[str] = mapped_column(primary_key=True)
     energy_scale_id: Mapped[str]
@@ -178,13 +206,13 @@ class EvaluationRow(Base):
     time: Mapped[float]
 
 
-class PhaseRow(Base):
+class PhaseRow(OfCampaign, Base):
     """An entry of a role's hull."""
 
     __tablename__ = "phases"
 
     role: Mapped[str] = mapped_column(primary_key=True)
-    id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[Id] = mapped_column(primary_key=True)
     energy_scale_id: Mapped[str]
     position: Mapped[int]
     formula: Mapped[str]
@@ -195,7 +223,7 @@ class PhaseRow(Base):
     hull_version: Mapped[int]
 
 
-class HullVersionRow(Base):
+class HullVersionRow(OfCampaign, Base):
     """A version of a role's hull: what was added, and what is stable since."""
 
     __tablename__ = "hull_versions"
@@ -209,12 +237,12 @@ class HullVersionRow(Base):
     time: Mapped[float]
 
 
-class CheckpointRow(Base):
+class CheckpointRow(OfCampaign, Base):
     """Generator weights, their parent and what they were trained on."""
 
     __tablename__ = "checkpoints"
 
-    id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[Id] = mapped_column(primary_key=True)
     """``initial``, or the round after which they were trained, such as ``r02``."""
     round: Mapped[int | None]
     sha256: Mapped[str]
@@ -226,14 +254,13 @@ class CheckpointRow(Base):
     time: Mapped[float]
 
 
-class LedgerRow(Base):
+class LedgerRow(OfCampaignInOrder, Base):
     """What work on one subject has spent, or reserves while in flight."""
 
     __tablename__ = "ledger"
-    __table_args__ = (UniqueConstraint("subject_id", "role", "kind"),)
+    __table_args__ = (UniqueConstraint("campaign_id", "subject_id", "role", "kind"),)
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    subject_id: Mapped[str]
+    subject_id: Mapped[Id]
     role: Mapped[str]
     kind: Mapped[str]
     amount: Mapped[float]

@@ -7,7 +7,7 @@ from typing import Any
 
 from discovery.campaign import Campaign
 from discovery.config import CampaignConfig
-from discovery.store import Store
+from discovery.runfolder import RunFolder
 
 
 def small_config(run_dir: Path, *, executor: str = "in_process", seed: int = 7, **search: Any) -> CampaignConfig:
@@ -69,7 +69,7 @@ def results(run_dir: Path) -> dict[str, int]:
 
 def outcome(run_dir: Path) -> dict[str, Any]:
     """Return everything a campaign found and decided, without times."""
-    store = Store.read(run_dir / "campaign.sqlite")
+    store = RunFolder(run_dir).read_store()
     try:
         return {
             "candidates": [
