@@ -1,16 +1,28 @@
-"""Runs an external program in a process group of its own, with a time limit, and never leaves a part of it behind."""
+"""External programs: each calculation in a folder and a process group of its own, with a time limit, killed whole."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from discovery.crystal import Crystal
+from discovery.files import write_atomically
+from discovery.types import EnergyScale, Evaluation, Failure, FailureKind
+from oracles.relax import reject
 
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -34,7 +46,7 @@ class Outcome:
     timed_out: bool
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies, also by SIGKILL; other systems have no such call."""
     set_parent_death_signal = 1
     with suppress(AttributeError, OSError):
@@ -77,7 +89,7 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         try:
             process.wait(timeout=max_seconds)
@@ -88,3 +100,109 @@ def run(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return Outcome(process.returncode, time.perf_counter() - start, timed_out)
+
+
+class RunConfig(Protocol):
+    """What every oracle that runs an external program has among its settings."""
+
+    @property
+    def max_seconds(self) -> float:
+        """Wall time after which a calculation is killed with all its processes, seconds."""
+        ...
+
+    @property
+    def min_distance(self) -> float:
+        """Closest approach of two atoms, as a fraction of the sum of their covalent radii."""
+        ...
+
+
+class ExternalOracle(ABC):
+    """An oracle whose calculations run in processes of their own.
+
+    Every calculation has a folder named after the hash of its crystal and settings, with ``input.json``, ``log.txt``,
+    the program's own files, and at last ``result.json``. A folder that already has its result is not computed again.
+
+    Parameters
+    ----------
+    config
+        Time limit and closest approach.
+    energy_scale
+        Scale of the energies.
+    supported
+        Atomic numbers that there are potentials for.
+    """
+
+    worker: ClassVar[str]
+    """Module that computes the folder named by its only argument: reads ``input.json``, writes ``result.json``."""
+
+    def __init__(self, config: RunConfig, energy_scale: EnergyScale, supported: Collection[int]) -> None:
+        self._run_config = config
+        self._supported = supported
+        self.energy_scale = energy_scale
+
+    @abstractmethod
+    def _input(self, crystal: Crystal) -> dict[str, Any]:
+        """Return all that a result depends on, as JSON values."""
+
+    def evaluate(self, crystals: Sequence[Crystal], *, folder: Path | None = None) -> list[Evaluation]:
+        """Return one evaluation per crystal, in order.
+
+        Calculations are subfolders of `folder`. Without one they go to a temporary place, where only failed ones stay.
+        """
+        return [self._evaluate(crystal, folder) for crystal in crystals]
+
+    def _evaluate(self, crystal: Crystal, parent: Path | None) -> Evaluation:
+        failure = reject(crystal, self._supported, self._run_config.min_distance)
+        if failure is not None:
+            return Evaluation(self.energy_scale, failure=failure)
+        text = json.dumps(self._input(crystal), sort_keys=True)
+        if parent is None:
+            folder = Path(tempfile.mkdtemp(prefix=f"{self.energy_scale.code}-"))
+        else:
+            folder = parent / f"{crystal.formula}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+            folder.mkdir(parents=True, exist_ok=True)
+        result = folder / "result.json"
+        if result.exists():
+            evaluation = _read(result)
+        else:
+            write_atomically(folder / "input.json", text)
+            outcome = run(
+                [sys.executable, "-m", self.worker, str(folder.resolve())],
+                folder=folder,
+                log="log.txt",
+                max_seconds=self._run_config.max_seconds,
+                environment=SINGLE_THREAD,
+            )
+            evaluation = _read(result) if result.exists() else self._killed(outcome, folder)
+        if evaluation.failure is not None:
+            return replace(evaluation, failure=_locate(evaluation.failure, folder))
+        if parent is None:
+            shutil.rmtree(folder)
+        return evaluation
+
+    def _killed(self, outcome: Outcome, folder: Path) -> Evaluation:
+        """Return the failure of a calculation that ended without a result."""
+        if outcome.timed_out:
+            kind = FailureKind.TIMEOUT
+            message = f"killed after max_seconds={self._run_config.max_seconds:g} s; raise it to go on"
+        elif outcome.returncode == -signal.SIGKILL:
+            kind = FailureKind.OUT_OF_MEMORY
+            message = "killed by the system, which it does when memory runs out; run fewer calculations at once"
+        elif outcome.returncode < 0:
+            kind = FailureKind.CRASHED
+            message = f"ended by {signal.Signals(-outcome.returncode).name}"
+        else:
+            kind = FailureKind.CRASHED
+            lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            message = lines[-1] if lines else f"ended with code {outcome.returncode} and an empty log"
+        return Evaluation(self.energy_scale, seconds=outcome.seconds, failure=Failure(kind, message))
+
+
+def _read(result: Path) -> Evaluation:
+    return Evaluation.from_dict(json.loads(result.read_text(encoding="utf-8")))
+
+
+def _locate(failure: Failure, folder: Path) -> Failure:
+    """Return `failure` with the folder it left and the command that shows more."""
+    message = f"{failure.message}; look into {folder}"
+    return replace(failure, message=message, folder=str(folder))

@@ -102,7 +102,7 @@ def overlap(crystal: Crystal, min_distance: float) -> Failure | None:
     return Failure(FailureKind.UNPHYSICAL, message)
 
 
-def reject(crystal: Crystal, supported: Collection[int], config: RelaxConfig) -> Failure | None:
+def reject(crystal: Crystal, supported: Collection[int], min_distance: float) -> Failure | None:
     """Return why `crystal` cannot be computed at all, or None.
 
     Parameters
@@ -111,8 +111,8 @@ def reject(crystal: Crystal, supported: Collection[int], config: RelaxConfig) ->
         Crystal to look at.
     supported
         Atomic numbers that the oracle has parameters for.
-    config
-        Gives ``min_distance``.
+    min_distance
+        As in :func:`overlap`.
     """
     from ase.data import chemical_symbols
 
@@ -122,7 +122,7 @@ def reject(crystal: Crystal, supported: Collection[int], config: RelaxConfig) ->
     if missing:
         names = ", ".join(chemical_symbols[z] for z in missing)
         return Failure(FailureKind.INVALID_INPUT, f"this oracle has no parameters for {names}")
-    return overlap(crystal, config.min_distance)
+    return overlap(crystal, min_distance)
 
 
 def evaluate(
@@ -166,7 +166,7 @@ def evaluate(
     """
     start = time.perf_counter()
     details: dict[str, Any] = {}
-    failure = reject(crystal, supported, config)
+    failure = reject(crystal, supported, config.min_distance)
     if failure is None:
         atoms = crystal.to_atoms()
         atoms.set_initial_magnetic_moments(magnetic_moments)

@@ -48,15 +48,16 @@ ALLOY = bulk("Cu", cubic=True)
 ALLOY.symbols[:2] = "Au"
 ALLOY.set_cell(ALLOY.cell * 1.05, scale_atoms=True)
 SALT = distorted(bulk("NaCl", "rocksalt", a=5.7))
+SILICON = distorted(bulk("Si", a=5.47))
+COARSE = {"cutoff": 300, "k_density": 1, "smearing": 0.02}
+DFT = ("gpaw", "abinit", "espresso")
 CASES = {
     "emt": Case(distorted(ALLOY)),
     "chgnet": Case(SALT),
     "matgl": Case(SALT),
-    "gpaw": Case(
-        distorted(bulk("Si", a=5.47)),
-        {"cutoff": 300, "k_density": 1, "energy_tolerance": 1e-7, "smearing": 0.02},
-        {"symprec": None},
-    ),
+    "gpaw": Case(SILICON, {**COARSE, "energy_tolerance": 1e-7}, {"symprec": None}),
+    "abinit": Case(SILICON, {**COARSE, "residual": 1e-9}, {"symprec": None}),
+    "espresso": Case(SILICON, {**COARSE, "energy_tolerance": 1e-8}, {"symprec": None}),
     "recorded": Case(SALT, computes=False, unknown=FailureKind.NOT_IN_DATABASE),
 }
 REGISTERED = sorted(entry_points(group="discovery.oracles"), key=lambda entry: entry.name)
@@ -65,13 +66,13 @@ REGISTERED = sorted(entry_points(group="discovery.oracles"), key=lambda entry: e
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.name == "gpaw" else [])
+        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.name in DFT else [])
         for entry in REGISTERED
     ],
 )
 def entry(request: pytest.FixtureRequest) -> Any:
-    if request.param.name == "gpaw":
-        request.getfixturevalue("gpaw_installed")
+    if request.param.name in ("gpaw", "abinit"):
+        request.getfixturevalue(f"{request.param.name}_installed")
     return request.param
 
 
@@ -85,6 +86,8 @@ def case(entry: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
             rows.writerow(["material_id", "cif", "formation_energy_per_atom"])
             rows.writerow(["salt", case.crystal.to_structure().to(fmt="cif"), -2.1])
         return replace(case, crystal=read_csv(path).crystals[0].crystal, config={"path": path})
+    if entry.name == "espresso":
+        case.config["pseudopotentials"] = request.getfixturevalue("pseudopotentials")
     if entry.name == "matgl":
         case.config["model"] = request.getfixturevalue("matgl_model")
     return case
