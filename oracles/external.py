@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -46,11 +47,16 @@ class Outcome:
     timed_out: bool
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, also by SIGKILL; other systems have no such call."""
+def die_with_parent(parent: int) -> None:
+    """Ask Linux to kill this process when its parent dies, also by SIGKILL; other systems have no such call.
+
+    For ``preexec_fn``; `parent` is the id of the process that starts it and may be dead already.
+    """
     set_parent_death_signal = 1
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def run(
@@ -89,7 +95,7 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
         try:
             process.wait(timeout=max_seconds)
