@@ -40,6 +40,8 @@ app.command()(sample)
 app.command()(check)
 app.command()(compare)
 console = Console()
+_FILE_WIDTH = 1000
+"""Width of a tree that is not shown in a terminal, so that its lines are not broken."""
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a campaign.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no report.")]
@@ -158,6 +160,27 @@ def export(
         typer.echo(path)
     if not paths:
         typer.echo("No stable phase was discovered; --all writes all phases of the hull.", err=True)
+
+
+@app.command()
+def trace(
+    candidate: Annotated[str, typer.Argument(help="Id of a candidate, or a beginning of it that no other has.")],
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder; by default this one, or the only one in runs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show the way of one candidate: reason, seed, checkpoint, evaluations and their cost, verdict, who learned."""
+    from discovery.trace import find_run
+    from discovery.trace import trace as follow
+
+    found = follow(find_run(run), candidate)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        return
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    console.print(found.tree(), highlight=False)
 
 
 @app.command()

@@ -111,6 +111,37 @@ class CampaignRecord:
 
 
 @dataclass(frozen=True)
+class Arrow:
+    """One arrow that a candidate took; ``time`` in seconds since the epoch."""
+
+    state: State
+    cause: str
+    core_seconds: float
+    time: float
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that is stored of one candidate."""
+
+    id: str
+    formula: str | None
+    state: State
+    target: TargetRecord
+    sample: int
+    """Index among the samples of its target."""
+    checkpoint: str | None
+    """SHA-256 of the generator weights it was sampled with."""
+    arrows: tuple[Arrow, ...]
+    evaluations: Mapping[str, Evaluation]
+    """Role → evaluation."""
+    screening_decomposition_energy: float | None
+    """eV/atom, on version ``screening_hull_version`` of the screening hull."""
+    screening_hull_version: int | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
 class HullVersion:
     """One version of a hull: what came in, and the ids of what is stable since."""
 
@@ -642,6 +673,41 @@ class Store:
                 )
                 for row in rows
             ]
+
+    def candidate_ids(self, prefix: str = "") -> list[str]:
+        """Return the sorted ids of all candidates, crystal or not, that begin with `prefix`."""
+        with self._reading() as session:
+            query = select(CandidateRow.id).where(CandidateRow.id.startswith(prefix, autoescape=True))
+            return list(session.scalars(query.order_by(CandidateRow.id)))
+
+    def history(self, candidate_id: str) -> History:
+        """Return everything that is stored of one candidate."""
+        with self._reading() as session:
+            row = session.get(CandidateRow, candidate_id)
+            if row is None:
+                raise RunError(
+                    f"{_describe(self.engine)} holds no candidate {candidate_id!r} of campaign {self.name!r}"
+                )
+            target = session.get_one(TargetRow, row.target_id)
+            scales = {scale.id: _scale(scale) for scale in session.scalars(select(EnergyScaleRow))}
+            arrows = select(TransitionRow).where(TransitionRow.candidate_id == row.id).order_by(TransitionRow.id)
+            evaluations = select(EvaluationRow).where(EvaluationRow.subject_id == row.id)
+            return History(
+                id=row.id,
+                formula=row.formula,
+                state=State(row.state),
+                target=TargetRecord(target.id, target.round, target.seed, Target.from_dict(target.request)),
+                sample=row.sample,
+                checkpoint=row.checkpoint,
+                arrows=tuple(
+                    Arrow(State(arrow.to_state), arrow.cause, arrow.core_seconds, arrow.time)
+                    for arrow in session.scalars(arrows)
+                ),
+                evaluations={found.role: _evaluation(found, scales) for found in session.scalars(evaluations)},
+                screening_decomposition_energy=row.screening_decomposition_energy,
+                screening_hull_version=row.screening_hull_version,
+                verdict=_verdict(row),
+            )
 
     def transitions(self, candidate_id: str | None = None) -> list[tuple[str, State | None, State, str]]:
         """Return (candidate, from, to, cause) in the order written, of one candidate or of all."""
