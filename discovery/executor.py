@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from discovery import plugins
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, DiscoveryError, MissingDependencyError, RunError
+from discovery.files import write_atomically
 from discovery.types import (
     Checkpoint,
     EnergyScale,
@@ -219,15 +220,9 @@ def write_result(plugin: PluginSpec, job: EvaluationJob, evaluation: Evaluation)
     """Write the job's result file, whole or not at all."""
     data = {"format": RESULT_FORMAT, "input": _input_hash(plugin, job), "evaluation": evaluation.to_dict()}
     path = job.folder / "result.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with temporary.open("w") as file:
-            json.dump(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, json.dumps(data))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(
             f"{path} cannot be written: {error.strerror}; free disk space or make the run folder writable, then "
             "continue with `discovery resume`"

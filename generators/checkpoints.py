@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from discovery.errors import InvalidInputError
+from discovery.files import replacing
 
 CHECKPOINT_FORMAT = "discovery.checkpoint/1"
 
@@ -26,12 +27,10 @@ def sha256(path: Path) -> str:
 def save(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> str:
     """Write weights and JSON metadata atomically; return the file's SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     header = {"format": CHECKPOINT_FORMAT, "metadata": json.dumps(metadata, sort_keys=True)}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary, header)
-    digest = sha256(temporary)
-    temporary.replace(path)
-    return digest
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary, header)
+        return sha256(temporary)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
