@@ -15,6 +15,7 @@ from discovery.errors import ConfigError, DiscoveryError
 from discovery.evaluation.cli import app as evaluate_app
 from discovery.evaluation.cli import compare
 from discovery.generation import sample, train
+from discovery.simulate_command import simulate
 from discovery.tune_command import app as tune_app
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ app.command()(train)
 app.command()(sample)
 app.command()(check)
 app.command()(compare)
+app.command()(simulate)
 console = Console()
 _FILE_WIDTH = 1000
 """Width of a tree that is not shown in a terminal, so that its lines are not broken."""

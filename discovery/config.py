@@ -121,6 +121,9 @@ class AgentChoice(PluginChoice):
     group = "agents"
 
 
+Choice = TypeVar("Choice", bound=PluginChoice)
+
+
 class OracleConfig(_Settings):
     """The two oracles of a campaign."""
 
@@ -305,23 +308,31 @@ def read(path: Path) -> CampaignConfig:
 
 
 def compose_oracle(name: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> OracleChoice:
-    """Return the oracle that ``oracle/NAME.yaml`` and overrides of its own options (``fmax=0.02``) describe.
+    """Return the oracle that ``oracle/NAME.yaml`` and overrides of its own options (``fmax=0.02``) describe."""
+    return compose_choice(OracleChoice, name, overrides, config_dir)
+
+
+def compose_choice(
+    kind: type[Choice], name: str, overrides: Sequence[str] = (), config_dir: Path | None = None
+) -> Choice:
+    """Return the oracle, generator or agent that its file (``agent/NAME.yaml``) and overrides of its options describe.
 
     Raises
     ------
     ConfigError
         Naming the key, the file it stands in (or the command line) and the nearest valid key or value.
     """
+    group = kind.group.removesuffix("s")
     files = _config_files(config_dir)
-    _check_choice("oracle", name, files, COMMAND_LINE)
-    file = files[f"oracle/{name}"]
+    _check_choice(group, name, files, COMMAND_LINE)
+    file = files[f"{group}/{name}"]
     content = _read_yaml(file)
     given = _from_dotlist(overrides)
     sources = _Sources(tuple(text.partition("=")[0] for text in overrides), ((file, "", content),), file)
     try:
-        return OracleChoice.model_validate(OmegaConf.to_container(OmegaConf.merge(content, given), resolve=False))
+        return kind.model_validate(OmegaConf.to_container(OmegaConf.merge(content, given), resolve=False))
     except ValidationError as error:
-        lines = [_explain(details, OracleChoice, (), sources) for details in error.errors()]
+        lines = [_explain(details, kind, (), sources) for details in error.errors()]
         raise ConfigError("\n".join(lines)) from error
 
 

@@ -20,18 +20,29 @@ TARGETS = (
 )
 
 
-def make(name):
-    plugin = plugins.load("generators", name)
-    return plugin(plugin.Config())
-
-
 @pytest.fixture(params=plugins.names("generators"), scope="module")
 def name(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def generator(name):
+def make(tmp_path_factory):
+    """Return a function that constructs a generator by name; `recorded` cannot do without a file."""
+    folder = tmp_path_factory.mktemp("known")
+    for symbol, a in (("Si", 6.35), ("Ge", 6.39)):
+        fluorite = [[0, 0, 0], [0.25, 0.25, 0.25]]
+        crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [symbol, "Mg"], fluorite)
+        crystal.to(str(folder / f"Mg2{symbol}.cif"))
+
+    def construct(name):
+        plugin = plugins.load("generators", name)
+        return plugin(plugin.Config(**({"path": folder} if name == "recorded" else {})))
+
+    return construct
+
+
+@pytest.fixture(scope="module")
+def generator(make, name):
     return make(name)
 
 
@@ -84,11 +95,13 @@ def test_crystals_are_finite_wrapped_and_not_flat(samples):
         assert crystal.volume / len(crystal) > 1
 
 
-def test_equal_seeds_give_equal_crystals(name, samples):
+def test_equal_seeds_give_equal_crystals(make, name, samples):
     assert crystals_of(make(name).sample(TARGETS, seed=11)) == crystals_of(samples)
 
 
-def test_another_seed_gives_other_crystals(generator, samples):
+def test_another_seed_gives_other_crystals(generator, name, samples):
+    if name == "recorded":
+        pytest.skip("its crystals are few and the same for every seed; their order is tested in test_recorded.py")
     other = crystals_of(generator.sample(TARGETS[:1], seed=12))
     assert all(crystal not in crystals_of(samples) for crystal in other if crystal is not None)
 
@@ -113,7 +126,7 @@ def test_impossible_targets_fail_in_their_place(generator):
 
 
 @pytest.mark.slow
-def test_learning_gives_weights_that_a_fresh_generator_loads_or_none(name, tmp_path):
+def test_learning_gives_weights_that_a_fresh_generator_loads_or_none(make, name, tmp_path):
     generator = make(name)
     before = generator.checkpoint
     learned = generator.learn(rock_salts(), seed=1, folder=tmp_path)

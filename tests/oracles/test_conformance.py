@@ -59,8 +59,14 @@ CASES = {
     "abinit": Case(SILICON, {**COARSE, "residual": 1e-9}, {"symprec": None}),
     "espresso": Case(SILICON, {**COARSE, "energy_tolerance": 1e-8}, {"symprec": None}),
     "recorded": Case(SALT, computes=False, unknown=FailureKind.NOT_IN_DATABASE),
+    "cached": Case(distorted(ALLOY), {"oracle": {"name": "emt", "relax": False}}, computes=False),
 }
-REGISTERED = sorted(entry_points(group="discovery.oracles"), key=lambda entry: entry.name)
+JUDGES_NOTHING = "none"
+"""The oracle without an opinion, tested in test_none.py; there is nothing that could be wrong with its energies."""
+REGISTERED = sorted(
+    (entry for entry in entry_points(group="discovery.oracles") if entry.name != JUDGES_NOTHING),
+    key=lambda entry: entry.name,
+)
 
 
 @pytest.fixture(
@@ -88,6 +94,8 @@ def case(entry: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         return replace(case, crystal=read_csv(path).crystals[0].crystal, config={"path": path})
     if entry.name == "espresso":
         case.config["pseudopotentials"] = request.getfixturevalue("pseudopotentials")
+    if entry.name == "cached":
+        return replace(case, config=case.config | {"path": tmp_path_factory.mktemp("cached") / "answers.sqlite"})
     if entry.name == "matgl":
         case.config["model"] = request.getfixturevalue("matgl_model")
     return case
