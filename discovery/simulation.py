@@ -27,7 +27,6 @@ from discovery.references import ReferencesConfig, read_csv
 from discovery.runfolder import RunFolder
 from discovery.sets import read_set
 from discovery.status import read_status
-from discovery.store import Store
 from discovery.types import EnergyScale, State
 
 SIMULATION_FORMAT = "discovery.simulation/1"
@@ -544,7 +543,7 @@ def _run(arm: str, data: dict[str, Any]) -> _Outcome:
 
     config = CampaignConfig.model_validate(data)
     folder = RunFolder(config.run_dir)
-    if not folder.database.exists():
+    if not folder.holds_campaign:
         with Campaign.launch(config) as campaign:
             campaign.run()
     elif read_status(folder.path).state != "finished":
@@ -557,7 +556,7 @@ def _run(arm: str, data: dict[str, Any]) -> _Outcome:
 
 def _read(arm: str, config: CampaignConfig) -> _Outcome:
     folder = RunFolder(config.run_dir)
-    store = Store.read(folder.database)
+    store = folder.read_store()
     try:
         if store.campaign().config_hash != config.config_hash:
             raise RunError(f"{folder.path} holds a campaign of other settings; simulate into another folder (--out)")
