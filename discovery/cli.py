@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from discovery.campaign import Campaign, Observer
+    from discovery.config import CampaignConfig
     from discovery.status import Status
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -46,6 +47,7 @@ _FILE_WIDTH = 1000
 """Width of a tree that is not shown in a terminal, so that its lines are not broken."""
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a campaign.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show the lines of the log as they come.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no report.")]
 
 
@@ -66,17 +68,18 @@ def launch(
     ] = None,
     config_dir: Annotated[Path | None, typer.Option(help="Folder of your own configurations.")] = None,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Begin a campaign in a new run folder."""
     from discovery.campaign import Campaign
     from discovery.config import compose
 
     config = compose(campaign, overrides or [], config_dir)
-    _drive(lambda observe: Campaign.launch(config, observe), config.run_dir, config.campaign.rounds, quiet)
+    _drive(lambda observe: Campaign.launch(config, observe), config, config.run_dir, quiet, verbose)
 
 
 @app.command()
-def resume(run: RunArgument, quiet: QuietOption = False) -> None:
+def resume(run: RunArgument, quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
     """Go on with a campaign that pauses or was interrupted; show the report of one that is finished."""
     from discovery import config, control
     from discovery.campaign import Campaign
@@ -87,8 +90,7 @@ def resume(run: RunArgument, quiet: QuietOption = False) -> None:
     if folder.has_driver():
         typer.echo(f"process {control.resume(run)} goes on; watch it with: discovery status {run}")
         return
-    rounds = config.read(folder.config).campaign.rounds
-    _drive(lambda observe: Campaign.resume(run, observe), run, rounds, quiet)
+    _drive(lambda observe: Campaign.resume(run, observe), config.read(folder.config), run, quiet, verbose)
 
 
 @app.command()
@@ -222,14 +224,21 @@ def hull(
 
 
 def _drive(
-    open_campaign: "Callable[[Observer], AbstractContextManager[Campaign]]", run: Path, rounds: int, quiet: bool
+    open_campaign: "Callable[[Observer], AbstractContextManager[Campaign]]",
+    config: "CampaignConfig",
+    run: Path,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Run a campaign to its end and show the report."""
-    from discovery.progress import ConsoleProgress, EventLog
+    from discovery.log import EventLog
+    from discovery.progress import ConsoleProgress
     from discovery.runfolder import RunFolder
 
-    log = EventLog(RunFolder(run).log)
-    with ConsoleProgress(console, rounds, quiet=quiet) as progress:
+    with (
+        EventLog(RunFolder(run).log, config.name, config.log, console if verbose else None) as log,
+        ConsoleProgress(console, config.campaign.rounds, quiet=quiet or verbose) as progress,
+    ):
 
         def observe(event: str, values: "Mapping[str, Any]") -> None:
             log(event, values)

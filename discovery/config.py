@@ -212,7 +212,18 @@ class ExecutorConfig(_Settings):
     )
 
 
-_WHERE = {"run_dir", "executor", "database"}
+class LogConfig(_Settings):
+    """What ``campaign.log`` in the run folder holds."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="Least level of a line: info has every event, debug also what libraries tell, warning failures.",
+    )
+    max_megabytes: float = Field(default=50.0, ge=0.01, description="Size at which a new file is begun, MB.")
+    files: int = Field(default=5, ge=2, description="Files that are kept, the newest included.")
+
+
+_WHERE = {"run_dir", "executor", "database", "log"}
 """Settings that say where a campaign runs and what it tells, not what comes out."""
 
 
@@ -234,6 +245,8 @@ class CampaignConfig(_Settings):
         default=None,
         description="URL of a PostgreSQL database, without password; unset keeps a SQLite file in the run folder.",
     )
+
+    log: LogConfig = Field(default_factory=LogConfig, description="What the log holds.")
 
     @field_validator("database", mode="after")
     @classmethod

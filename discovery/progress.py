@@ -1,37 +1,14 @@
-"""What a campaign tells while it runs: a log of events for machines, progress for people."""
+"""What a campaign shows to people while it runs."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from discovery.errors import RunError
-
-
-class EventLog:
-    """Appends events to a file, one JSON object per line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __call__(self, event: str, values: Mapping[str, Any]) -> None:
-        """Write one event with the time, in seconds since the epoch."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, ensure_ascii=False, default=str)
-        try:
-            with self._path.open("a") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise RunError(
-                f"{self._path} cannot be written: {error.strerror}; mend that, then continue with `discovery resume`"
-            ) from error
 
 
 class ConsoleProgress:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 POSTGRESQL = "postgresql+psycopg"
 FORM = f"{POSTGRESQL}://USER@HOST:PORT/DATABASE"
 
-_PASSWORD = re.compile(r"(?P<user>://[^:/@\s]*):\S*@|(?P<key>\b\w*password\w*=)[^&\s]*", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?P<user>://[^:/@\s]*):[^\s\"]*@|(?P<key>\b\w*password\w*=)[^&\s\"']*", re.IGNORECASE)
 
 
 def sqlite_url(path: Path) -> str:
