@@ -189,8 +189,29 @@ def trace(
 
 @app.command()
 def report(run: RunArgument) -> None:
-    """Show the report of a campaign and write it to report.md in the run folder."""
+    """Show the report of a campaign; write report.md and report.html, which can be mailed, into the run folder."""
     _show_report(run)
+
+
+@app.command()
+def dashboard(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN|DATABASE_URL]...",
+            help="Run folders, folders that hold them, or databases; runs/ by default.",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8050,
+    host: Annotated[str, typer.Option(help="Address to listen on; everyone who reaches it can read.")] = "127.0.0.1",
+    with_control: Annotated[
+        bool, typer.Option("--control", help="Let those who have the token that is printed pause, resume and stop.")
+    ] = False,
+) -> None:
+    """Show campaigns on a local page, live while they run; reads only."""
+    from discovery.dashboard.serve import serve
+
+    serve(runs or ["runs"], host=host, port=port, control=with_control)
 
 
 @app.command()

@@ -58,6 +58,13 @@ class LowerHull:
         """Rows of the given points that are corners of the hull, terminals included, sorted."""
         return np.unique(np.concatenate([self._terminals, self._points[self._corners].ravel()]))
 
+    @property
+    def edges(self) -> np.ndarray:
+        """Edges of the hull's facets, rows of the given points, shape (n_edges, 2), each once, sorted."""
+        first, second = np.triu_indices(self._corners.shape[1], k=1)
+        pairs = np.stack([self._corners[:, first].ravel(), self._corners[:, second].ravel()], axis=1)
+        return np.unique(np.sort(self._points[pairs], axis=1), axis=0)
+
     def products(self, fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the points that a composition decomposes into.
 

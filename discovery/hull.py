@@ -272,6 +272,13 @@ class Hull:
         ]
         return tuple(sorted(stable, key=lambda phase: phase.id))
 
+    def tie_lines(self, elements: Collection[str]) -> tuple[tuple[str, str], ...]:
+        """Return pairs of ids of phases that coexist in the chemical system of `elements`, sorted.
+
+        Where more phases than elements lie in one plane, the plane is cut into simplices and their edges are returned.
+        """
+        return self._region(frozenset(elements), frozenset()).tie_lines
+
     def judge(self, phase_id: str, threshold: float, metastable_threshold: float) -> Verdict:
         """Give the verdict on a phase of this hull.
 
@@ -394,6 +401,11 @@ class _Region:
     @cached_property
     def stable_ids(self) -> frozenset[str]:
         return frozenset(self._phases[row].id for row in self._hull.vertices)
+
+    @cached_property
+    def tie_lines(self) -> tuple[tuple[str, str], ...]:
+        pairs = (sorted((self._phases[first].id, self._phases[second].id)) for first, second in self._hull.edges)
+        return tuple(sorted((first, second) for first, second in pairs))
 
     def _fractions(self, composition: Mapping[str, float]) -> np.ndarray:
         amounts = np.array([composition.get(element, 0.0) for element in self._elements], dtype=np.float64)

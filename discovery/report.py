@@ -1,4 +1,4 @@
-"""The report of a campaign, as Markdown."""
+"""The report of a campaign: as Markdown for the terminal, and as one HTML file with the pages of the dashboard."""
 
 from __future__ import annotations
 
@@ -16,10 +16,67 @@ from discovery.types import State
 
 
 def write_report(run_dir: Path) -> str:
-    """Write ``report.md`` into the run folder and return its text."""
+    """Write ``report.md`` and ``report.html`` into the run folder and return the text of the former."""
     text = make_report(run_dir)
-    RunFolder(run_dir).report.write_text(text)
+    folder = RunFolder(run_dir)
+    folder.report.write_text(text)
+    folder.report_page.write_text(make_page(run_dir))
     return text
+
+
+def make_page(run_dir: Path) -> str:
+    """Return the report as one HTML file: what the dashboard shows, with crystals of the most stable discoveries."""
+    from discovery.dashboard import figures, pages, views
+    from discovery.dashboard.blocks import Block, Card, Plot, Text
+    from discovery.dashboard.document import Section, document
+    from discovery.dashboard.source import Source
+
+    source = Source.open(run_dir)
+    try:
+        overview = views.overview(source)
+        now = overview.summary
+        hulls = []
+        for role, scale in reversed(list(now.scales.items())):
+            for system in views.drawable_systems(now.elements)[:1]:
+                stages = [
+                    (label, diagram)
+                    for label, version in _thinned(views.hull_stages(source, role))
+                    if (diagram := views.hull_diagram(source, role, system, version)) is not None
+                ]
+                if stages:
+                    newest = stages[-1][1]
+                    blocks: list[Block] = [
+                        Plot(role, figures.hull_through_rounds(stages), pages.hull_note(newest)),
+                        Text(pages.hull_note(newest)),
+                        pages.hull_table(newest),
+                    ]
+                    hulls.append(Card(f"{role} oracle ({scale.id})", blocks, width="full"))
+        found = views.discoveries(source)
+        crystals = [view for row in found[:_CRYSTALS_SHOWN] if (view := views.crystal_view(source, row.id))]
+        sections = [
+            Section("Overview", pages.overview_page(overview)),
+            Section("Hull", hulls),
+            Section("Discoveries", [Card("Discovered phases", pages.discovery_table(found, now), width="full")]),
+            Section("Crystals", [pages.crystal_card(view) for view in crystals]),
+            Section("Trust", pages.trust_page(views.trust(source))),
+        ]
+    finally:
+        source.close()
+    lead = f"{now.chemical_space}, seed {now.seed}; {now.state}{': ' + now.message if now.message else ''}."
+    return document(f"Campaign {now.name}", lead, [section for section in sections if section.cards])
+
+
+_CRYSTALS_SHOWN = 6
+"""Discovered phases of which the page shows the crystal."""
+
+_STAGES_SHOWN = 12
+"""Versions of a hull through which the page's slider goes."""
+
+
+def _thinned(stages: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+    if len(stages) <= _STAGES_SHOWN:
+        return stages
+    return [stages[index] for index in np.linspace(0, len(stages) - 1, _STAGES_SHOWN).round().astype(int)]
 
 
 def make_report(run_dir: Path) -> str:

@@ -127,6 +127,11 @@ class RunFolder:
         """What the driver is asked to do; see :mod:`discovery.control`."""
         return self.path / "request.json"
 
+    @property
+    def report_page(self) -> Path:
+        """The report as one HTML file."""
+        return self.path / "report.html"
+
     def calculation(self, subject_id: str, role: str) -> Path:
         """Return the folder of one calculation."""
         return self.path / "calculations" / file_name(subject_id) / role
