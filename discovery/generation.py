@@ -163,6 +163,13 @@ def train(
     leave_out: LeaveOutOption = None,
     seed: SplitSeedOption = 0,
     note: Annotated[str, typer.Option(help="Kept in the checkpoint: licence and remarks on the data.")] = "",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train together, each with a batch of its own; through Ray Train.")
+    ] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a running Ray cluster, or auto; this machine by default. For several workers."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a generator from scratch, or go on with a training that was interrupted."""
@@ -177,7 +184,13 @@ def train(
         seed=seed,
         note=note,
     )
-    checkpoint = job.run(options, out)
+    if workers > 1:
+        from discovery.distributed import train_on_workers
+
+        typer.echo(f"{workers} workers are training; losses by step go to {out / 'log.jsonl'}", err=True)
+        checkpoint = train_on_workers(job, options, out, workers=workers, address=address)
+    else:
+        checkpoint = job.run(options, out)
     result = {"checkpoint": checkpoint.path, "sha256": checkpoint.sha256, **checkpoint.metrics}
     if as_json:
         typer.echo(json.dumps(result))
@@ -190,20 +203,24 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for one CIF file per crystal.")],
     settings: SettingsArgument = None,
     composition: Annotated[str | None, typer.Option(help="Atoms in the cell, such as Mg2Si or Mg4Si2.")] = None,
-    elements: Annotated[str | None, typer.Option(help="Elements to choose from, such as Mg-Si.")] = None,
+    elements: Annotated[
+        str | None, typer.Option(help="Elements to choose from, such as Mg-Si; all of them if no composition is given.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many crystals.")] = 16,
     generator: GeneratorOption = "unimat",
     checkpoint: CheckpointOption = None,
     guidance: Annotated[
-        list[str] | None, typer.Option(help="Wanted property, such as e_above_hull=0; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Wanted property, such as e_above_hull=0 or space_group=Fm-3m; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal crystals.")] = 0,
 ) -> None:
-    """Sample crystals and write them as CIF files."""
+    """Sample crystals of a composition, of chosen elements or of any, and write them as CIF files."""
     from pymatgen.io.cif import CifWriter
 
     target = _target(composition, elements, n, guidance or [])
     samples = create_generator(generator, checkpoint, settings or []).sample([target], seed=seed)
+    reason = ""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for number, item in enumerate(samples):
@@ -219,29 +236,40 @@ def sample(
             f"{out} cannot be written: {error.strerror}; choose another folder with --out"
         ) from error
     if all(item.crystal is None for item in samples):
-        raise InvalidInputError(f"none of the {n} samples of {target.label} gave a crystal; the reasons are above")
+        raise InvalidInputError(f"none of the {n} samples gave a crystal; the last one because: {reason}")
 
 
 def _target(composition: str | None, elements: str | None, n: int, guidance: "Sequence[str]") -> "Target":
-    from pymatgen.core import Composition
+    from pymatgen.core import Composition, Element
 
     from discovery.types import Target
 
-    if (composition is None) == (elements is None):
-        raise InvalidInputError("give either --composition, such as Mg2Si, or --elements, such as Mg-Si")
-    wanted = {}
-    for text in guidance:
-        name, _, value = text.partition("=")
-        try:
-            wanted[name] = float(value)
-        except ValueError as error:
-            raise InvalidInputError(f"--guidance {text}: write PROPERTY=NUMBER, such as e_above_hull=0") from error
-    if elements is not None:
-        return Target(n, elements=tuple(elements.split("-")), guidance=wanted)
+    if composition is not None and elements is not None:
+        raise InvalidInputError("give --composition, such as Mg2Si, or --elements, such as Mg-Si, not both")
+    wanted = dict(_wanted(text) for text in guidance)
+    if composition is None:
+        chosen = elements.split("-") if elements is not None else [Element.from_Z(z).symbol for z in range(1, 119)]
+        return Target(n, elements=tuple(chosen), guidance=wanted)
     try:
-        amounts = Composition(composition or "").get_el_amt_dict()
+        amounts = Composition(composition).get_el_amt_dict()
     except ValueError as error:
         raise InvalidInputError(f"--composition {composition}: {error}") from error
     if not amounts or any(amount != int(amount) for amount in amounts.values()):
         raise InvalidInputError(f"--composition {composition}: needs whole numbers of atoms, such as Mg2Si")
     return Target(n, composition={element: int(amount) for element, amount in amounts.items()}, guidance=wanted)
+
+
+def _wanted(text: str) -> tuple[str, float]:
+    """Return name and value of a wanted property; a space group is named by its number or its symbol."""
+    from pymatgen.symmetry.groups import SpaceGroup
+
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        if name != "space_group":
+            raise InvalidInputError(f"--guidance {text}: write PROPERTY=NUMBER, such as e_above_hull=0") from error
+    try:
+        return name, float(SpaceGroup(value).int_number)
+    except ValueError as error:
+        raise InvalidInputError(f"--guidance {text}: {error}; write a symbol such as Fm-3m, or its number") from error

@@ -126,6 +126,8 @@ class Target:
     def __post_init__(self) -> None:
         if (self.composition is None) == (self.elements is None):
             raise InvalidInputError("a target needs exactly one of composition and elements")
+        if self.elements is not None and not self.elements:
+            raise InvalidInputError("an element set needs at least one element")
         if self.n_samples < 1:
             raise InvalidInputError(f"n_samples is {self.n_samples}, expected at least 1")
         if self.composition is not None and (not self.composition or min(self.composition.values()) < 1):

@@ -26,6 +26,7 @@ from pyxtal.tolerance import Tol_matrix
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
 from discovery.types import Failure, FailureKind, Sample, Target
+from generators.targets import check_target
 from generators.weightless import VolumeRangeConfig, WeightlessGenerator
 
 PRIMITIVE_VECTORS: Mapping[str, np.ndarray] = {
@@ -95,18 +96,16 @@ class RandomSearchGenerator(WeightlessGenerator):
 
     def _counts(self, target: Target, rng: np.random.Generator) -> dict[str, int]:
         """Return element → number of atoms in the cell; for an element set every element once, the rest at random."""
-        elements = tuple(target.composition or target.elements or ())
-        if unknown := [symbol for symbol in elements if not Element.is_valid_symbol(symbol)]:
-            raise InvalidInputError(f"{unknown[0]!r} is not an element")
-        n_atoms = sum(target.composition.values()) if target.composition is not None else len(elements)
-        if not 1 <= n_atoms <= self.config.max_atoms:
-            raise InvalidInputError(
-                f"{target.label} has {n_atoms} atoms, random_search samples 1 to {self.config.max_atoms};"
-                " set generator.max_atoms"
-            )
+        check_target(target, self.config.max_atoms)
         if target.composition is not None:
             return dict(target.composition)
-        n_more = rng.integers(self.config.max_atoms - n_atoms, endpoint=True)
+        elements = target.elements or ()
+        if len(elements) > self.config.max_atoms:
+            raise InvalidInputError(
+                f"{len(elements)} elements do not fit into {self.config.max_atoms} atoms; name fewer or set "
+                "generator.max_atoms"
+            )
+        n_more = rng.integers(self.config.max_atoms - len(elements), endpoint=True)
         more = rng.multinomial(n_more, np.full(len(elements), 1 / len(elements)))
         return {element: 1 + int(n) for element, n in zip(elements, more, strict=True)}
 

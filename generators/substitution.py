@@ -27,6 +27,7 @@ from discovery.errors import InvalidInputError
 from discovery.sets import read_set
 from discovery.types import Failure, FailureKind, Sample, Target
 from generators.random_search import atomic_volume
+from generators.targets import check_target
 from generators.weightless import VolumeRangeConfig, WeightlessGenerator
 
 MAX_ELEMENTS = 6
@@ -108,19 +109,12 @@ class SubstitutionGenerator(WeightlessGenerator):
     def _counts(self, target: Target, rng: np.random.Generator) -> dict[str, int]:
         """Return element → atoms in the cell; for an element set, of a template with as many elements."""
         elements = tuple(target.composition or target.elements or ())
-        if unknown := [symbol for symbol in elements if not Element.is_valid_symbol(symbol)]:
-            raise InvalidInputError(f"{unknown[0]!r} is not an element")
+        check_target(target, self.config.max_atoms)
         if len(elements) > MAX_ELEMENTS:
             raise InvalidInputError(
-                f"{target.label} has {len(elements)} elements, substitution takes up to {MAX_ELEMENTS}"
+                f"the target has {len(elements)} elements, substitution takes up to {MAX_ELEMENTS}; name fewer"
             )
         if target.composition is not None:
-            n_atoms = sum(target.composition.values())
-            if n_atoms > self.config.max_atoms:
-                raise InvalidInputError(
-                    f"{target.label} has {n_atoms} atoms, substitution samples up to {self.config.max_atoms}; "
-                    "set generator.max_atoms"
-                )
             return dict(target.composition)
         fitting = [
             template

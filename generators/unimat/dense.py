@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from generators import lattice as lattices
+from generators.conditions import hide
 from generators.data import CrystalArrays
 from generators.diffusion import (
     LogSNRSchedule,
@@ -68,7 +69,7 @@ class DenseModelConfig:
     property_names
         Auxiliary properties the model can be conditioned on.
     property_dropout
-        Share of training crystals whose properties are hidden.
+        Share of training crystals whose properties are all hidden; of the others each value is, half of the time.
     """
 
     layout: DenseLayout = field(default_factory=lambda: DenseLayout(20))
@@ -152,7 +153,7 @@ class DenseModel(UniMatModel):
             blocks=config.blocks,
             head_dim=config.head_dim,
             dropout=config.dropout,
-            n_properties=len(config.property_names),
+            property_names=config.property_names,
         )
         self.register_buffer("table", torch.from_numpy(config.layout.atomic_numbers), persistent=False)
 
@@ -268,7 +269,7 @@ class DenseModel(UniMatModel):
         known = self.known(occupied, occupied.any(1) | unconditional[:, None, None], exact)
         properties = batch.properties
         if properties.shape[1]:
-            properties = torch.where(uniform(b, 1) < config.property_dropout, torch.nan, properties)
+            properties = hide(properties, config.property_dropout, generator)
 
         time = (uniform(1) + torch.arange(b, device=device) / b) % 1.0
         log_snr = config.schedule(time.double()).float()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,13 @@ from pydantic import Field
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
+from discovery.matching import spacegroup
 from discovery.protocols import PluginConfig
 from discovery.types import Checkpoint, Failure, FailureKind, LabelledCrystal, Sample, Target
 from generators import checkpoints
+from generators.conditions import N_SPACE_GROUPS, SPACE_GROUP
 from generators.data import CrystalArrays, shuffled_batches
+from generators.targets import check_target
 from generators.training import TrainingConfig, train
 from generators.unimat.dense import DenseModel
 from generators.unimat.train import UniMatTrainConfig, train_model, validation_loss
@@ -68,12 +73,23 @@ def canonical(crystal: Crystal) -> Crystal:
     return Crystal.from_structure(structure)
 
 
+def prepared(item: LabelledCrystal) -> LabelledCrystal:
+    """Return what the model is trained on: the canonical cell, with the number of its space group as a property."""
+    crystal = canonical(item.crystal)
+    try:
+        number, _ = spacegroup(crystal)
+    except InvalidInputError:
+        return replace(item, crystal=crystal)
+    return replace(item, crystal=crystal, properties={**item.properties, SPACE_GROUP: float(number)})
+
+
 class UniMatGenerator:
     """Diffusion on the UniMat representation (arXiv 2311.09235); the checkpoint says which variant.
 
     Exact compositions are guaranteed: the occupied slots are given and only geometry is sampled. For a target with an
-    element set, the dense variant (``unet3d``) samples which atoms there are; the token variant takes the counts of a
-    random training crystal with as many elements, and random elements for them.
+    element set, the dense variant (``unet3d``) samples which atoms there are; the token variant takes the composition
+    of a random training crystal and exchanges its elements for those of the set, within a group of the periodic table
+    where it can.
     """
 
     Config = UniMatConfig
@@ -121,22 +137,17 @@ class UniMatGenerator:
         samples: list[list[Sample]] = [[] for _ in targets]
         pending: dict[frozenset[tuple[str, float]], list[tuple[int, np.ndarray]]] = {}
         for index, target in enumerate(targets):
-            unknown = set(target.guidance) - set(self._model.property_names)
-            if unknown:
-                raise InvalidInputError(
-                    f"guidance on {', '.join(sorted(unknown))} is unknown to this checkpoint; "
-                    f"it knows {', '.join(self._model.property_names) or 'none'}"
-                )
+            self._check_guidance(target.guidance)
             problem = self._problem(target)
             if problem is not None:
-                failure = Failure(FailureKind.INVALID_INPUT, f"unimat: {problem}")
+                failure = Failure(FailureKind.INVALID_INPUT, f"{problem}")
                 samples[index] = [Sample(index, None, failure)] * target.n_samples
             elif target.elements is not None and isinstance(self._model, DenseModel):
                 samples[index] = self._sample_elements(self._model, index, target, seed)
             else:
                 rng = np.random.default_rng([seed, index])
                 jobs = pending.setdefault(frozenset(target.guidance.items()), [])
-                jobs += [(index, self._atoms(target, rng)) for _ in range(target.n_samples)]
+                jobs += [(index, atoms) for atoms in self._atoms(target, rng)]
         for number, (guidance, jobs) in enumerate(pending.items()):
             generator = _torch_generator([seed, number])
             jobs.sort(key=lambda job: len(job[1]))
@@ -146,21 +157,37 @@ class UniMatGenerator:
                     samples[sample.target].append(sample)
         return [sample for of_target in samples for sample in of_target]
 
+    def _check_guidance(self, guidance: Mapping[str, float]) -> None:
+        unknown = set(guidance) - set(self._model.property_names)
+        if unknown:
+            raise InvalidInputError(
+                f"guidance on {', '.join(sorted(unknown))} is unknown to this checkpoint; "
+                f"it knows {', '.join(self._model.property_names) or 'none'}"
+            )
+        if SPACE_GROUP in guidance and guidance[SPACE_GROUP] not in range(1, N_SPACE_GROUPS + 1):
+            raise InvalidInputError(
+                f"guidance on {SPACE_GROUP} = {guidance[SPACE_GROUP]:g}: expected the number of a space group, "
+                f"1 to {N_SPACE_GROUPS}"
+            )
+
     def _problem(self, target: Target) -> str | None:
         """Return why `target` cannot be sampled, or None."""
-        from pymatgen.core import Element
-
-        symbols = target.composition or target.elements or ()
-        for symbol in symbols:
-            if not Element.is_valid_symbol(symbol):
-                return f"{symbol} is not an element"
-        size = sum((target.composition or {}).values())
-        if size > self.config.max_atoms:
-            return f"{target.label} has {size} atoms, more than generator.max_atoms = {self.config.max_atoms}"
+        try:
+            check_target(target, self.config.max_atoms)
+        except InvalidInputError as error:
+            return str(error)
         if target.composition is not None:
             return self._model.misfit(_numbers(target.composition))
-        misfits = [self._model.misfit(_numbers({symbol: 1})) for symbol in symbols]
-        return None if None in misfits else misfits[0]
+        elements = target.elements or ()
+        if isinstance(self._model, DenseModel):
+            misfits = [self._model.misfit(_numbers({symbol: 1})) for symbol in elements]
+            return None if None in misfits else misfits[0]
+        if any(len(template) <= len(elements) for template in self._templates()):
+            return None
+        return (
+            f"no crystal that the checkpoint was trained on has {len(elements)} elements or fewer and at most "
+            f"{self.config.max_atoms} atoms; name more elements or set generator.max_atoms"
+        )
 
     def _options(self, guidance: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -203,15 +230,24 @@ class UniMatGenerator:
                 samples.append(_sample(index, one.lattice[0], one.frac, one.numbers, seconds))
         return samples
 
-    def _atoms(self, target: Target, rng: np.random.Generator) -> np.ndarray:
+    def _templates(self) -> list[dict[int, int]]:
+        """Return the compositions of the training crystals in the checkpoint, atomic number → atoms."""
+        numbers, _ = self._replay.padded()
+        fitting = numbers[self._replay.n_atoms <= self.config.max_atoms]
+        return [dict(Counter(row[row > 0].tolist())) for row in fitting]
+
+    def _atoms(self, target: Target, rng: np.random.Generator) -> list[np.ndarray]:
+        """Return the atomic numbers of each sample; of a set of elements, those that were seen in training if any."""
         if target.composition is not None:
-            return _numbers(target.composition)
-        elements = rng.permutation(target.elements or ())
-        templates = [c for c in self._metadata["count_templates"] if len(c) <= len(elements)]
-        if not templates:
-            templates = [[1] * len(elements)]
-        template = templates[rng.integers(len(templates))]
-        return _numbers({str(element): int(n) for element, n in zip(elements, template, strict=False)})
+            return [_numbers(target.composition)] * target.n_samples
+        wanted = _numbers(dict.fromkeys(target.elements or (), 1)).tolist()
+        templates = self._templates()
+        seen = {number for template in templates for number in template}
+        for allowed in ([number for number in wanted if number in seen], wanted):
+            fitting = [template for template in templates if len(template) <= len(allowed)]
+            if fitting:
+                return [_exchanged(fitting[rng.integers(len(fitting))], allowed, rng) for _ in range(target.n_samples)]
+        raise AssertionError("a target without fitting template is refused before")
 
     @classmethod
     def train(
@@ -226,8 +262,8 @@ class UniMatGenerator:
     ) -> Checkpoint:
         """Train new weights on `crystals`, going on with what `folder` already holds."""
         return train_model(
-            [replace(item, crystal=canonical(item.crystal)) for item in crystals],
-            [replace(item, crystal=canonical(item.crystal)) for item in validation],
+            [prepared(item) for item in crystals],
+            [prepared(item) for item in validation],
             config,
             folder,
             metadata,
@@ -245,8 +281,8 @@ class UniMatGenerator:
         if not crystals or settings.steps == 0:
             return None
         start = time.perf_counter()
-        canonical_crystals = [replace(item, crystal=canonical(item.crystal)) for item in crystals]
-        fitting = [item for item in canonical_crystals if self._model.misfit(item.crystal.atomic_numbers) is None]
+        ready = [prepared(item) for item in crystals]
+        fitting = [item for item in ready if self._model.misfit(item.crystal.atomic_numbers) is None]
         if not fitting:
             return None
         new = CrystalArrays.from_crystals(fitting, self._model.property_names)
@@ -302,6 +338,24 @@ def _numbers(counts: Mapping[str, int]) -> np.ndarray:
     from pymatgen.core import Element
 
     return np.repeat([Element(symbol).Z for symbol in counts], list(counts.values()))
+
+
+def _exchanged(template: Mapping[int, int], allowed: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Return atomic numbers of a composition whose elements are replaced by `allowed` ones, of their group if any."""
+    composition: dict[int, int] = {}
+    for own, count in template.items():
+        left = [number for number in allowed if number not in composition]
+        alike = [number for number in left if _group(number) == _group(own)]
+        composition[int(rng.choice(alike or left))] = count
+    return np.repeat(list(composition), list(composition.values()))
+
+
+@cache
+def _group(number: int) -> int:
+    """Return the group of an element, 1–18; that of lanthanides and actinides is 3."""
+    from pymatgen.core import Element
+
+    return int(Element.from_Z(number).group)
 
 
 def _torch_generator(seed: Sequence[int]) -> torch.Generator:

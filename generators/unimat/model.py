@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from generators import lattice as lattices
+from generators.conditions import SPACE_GROUP, hide
 from generators.data import CrystalArrays
 from generators.diffusion import (
     LogSNRSchedule,
@@ -51,7 +52,7 @@ class CrystalBatch(NamedTuple):
     vectors
         Lattice vectors as rows, Å, float64, shape (B, 3, 3).
     properties
-        Standardised auxiliary properties, shape (B, P); NaN where unknown.
+        Auxiliary properties, standardised but for the space group, shape (B, P); NaN where unknown.
     """
 
     numbers: Tensor
@@ -99,6 +100,9 @@ class UniMatModel(nn.Module):
         if data.properties.size:
             self.property_mean.copy_(torch.from_numpy(np.nan_to_num(np.nanmean(data.properties, axis=0))))
             self.property_std.copy_(torch.from_numpy(np.nan_to_num(np.nanstd(data.properties, axis=0), nan=1)) + 1e-6)
+            if SPACE_GROUP in data.property_names:
+                column = data.property_names.index(SPACE_GROUP)
+                self.property_mean[column], self.property_std[column] = 0.0, 1.0
 
     def crystals(self, data: CrystalArrays) -> CrystalBatch:
         """Return `data` as tensors on the model's device, with standardised properties."""
@@ -218,7 +222,7 @@ class TokenModel(UniMatModel):
             config.layers,
             config.frequencies,
             config.radial,
-            len(config.property_names),
+            config.property_names,
         )
 
     @property
@@ -268,9 +272,7 @@ class TokenModel(UniMatModel):
 
         properties = batch.properties
         if properties.shape[1]:
-            uniform = torch.rand(b, 1 + properties.shape[1], generator=generator).to(device)
-            dropped = (uniform[:, :1] < self.config.property_dropout) | (uniform[:, 1:] < 0.5)
-            properties = torch.where(dropped, torch.nan, properties)
+            properties = hide(properties, self.config.property_dropout, generator)
 
         noisy = TokenBatch(batch.numbers, batch.frac + shift + std * noise, lattice, properties)
         frac_output, lattice_output = self._predict(noisy, time)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from generators.conditions import PropertyEmbedding
 from generators.diffusion import wrap
 from generators.unimat.representation import N_GROUPS, N_PERIODS, TABLE_POSITIONS
 
@@ -115,8 +116,8 @@ class TokenNetwork(nn.Module):
         Number of harmonics of each fractional displacement.
     radial
         Number of Gaussian basis functions of the distance, from 0 to 8 Å.
-    n_properties
-        Number of auxiliary properties the network can be conditioned on.
+    property_names
+        Auxiliary properties the network can be conditioned on.
     """
 
     table: Tensor
@@ -129,7 +130,7 @@ class TokenNetwork(nn.Module):
         layers: int = 5,
         frequencies: int = 10,
         radial: int = 24,
-        n_properties: int = 0,
+        property_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.frequencies = frequencies
@@ -144,7 +145,7 @@ class TokenNetwork(nn.Module):
         self.count = nn.Linear(1, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.lattice_in = nn.Sequential(nn.Linear(6, width), nn.SiLU(), nn.Linear(width, width))
-        self.properties = nn.Linear(2 * n_properties, width) if n_properties else None
+        self.properties = PropertyEmbedding(property_names, width) if property_names else None
         self.pair_geometry = nn.Linear(6 * frequencies + radial, pair_width)
         self.pair_receiver = nn.Linear(width, pair_width, bias=False)
         self.pair_sender = nn.Linear(width, pair_width, bias=False)
@@ -176,9 +177,7 @@ class TokenNetwork(nn.Module):
         lattice = self.lattice_in(batch.lattice)
         condition = self.time(sinusoidal(1000 * time, self.count.out_features)) + self.count(n.log()[:, None])
         if self.properties is not None:
-            known = torch.isfinite(batch.properties)
-            values = torch.where(known, batch.properties, 0.0)
-            condition = condition + self.properties(torch.cat([values, known.to(values.dtype)], dim=-1))
+            condition = condition + self.properties(batch.properties)
         h = h + lattice[:, None]
 
         displacement = wrap(batch.frac[:, None] - batch.frac[:, :, None])

@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,17 +260,8 @@ class _Run:
                 "training": asdict(self.config.training),
                 "metrics": self.best,
                 "machine": platform.processor() or platform.machine(),
-                "count_templates": count_templates(replay),
             },
         )
-
-
-def count_templates(data: CrystalArrays) -> list[list[int]]:
-    """Return the atom counts per element of every crystal, largest count first."""
-    starts = np.concatenate([[0], np.cumsum(data.n_atoms)])
-    return [
-        sorted(np.unique(data.numbers[a:b], return_counts=True)[1].tolist(), reverse=True) for a, b in pairwise(starts)
-    ]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from generators.conditions import PropertyEmbedding
 from generators.unimat.token import sinusoidal
 
 POOLING = 3
@@ -109,8 +110,8 @@ class UNet3D(nn.Module):
         Channels of an attention head.
     dropout
         Within residual blocks.
-    n_properties
-        Number of auxiliary properties the network can be conditioned on.
+    property_names
+        Auxiliary properties the network can be conditioned on.
     """
 
     def __init__(
@@ -124,13 +125,13 @@ class UNet3D(nn.Module):
         blocks: int = 3,
         head_dim: int = 64,
         dropout: float = 0.1,
-        n_properties: int = 0,
+        property_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         condition = 4 * width
         self.width = width
         self.time = nn.Sequential(nn.Linear(width, condition), nn.SiLU(), nn.Linear(condition, condition))
-        self.properties = nn.Linear(2 * n_properties, condition) if n_properties else None
+        self.properties = PropertyEmbedding(property_names, condition) if property_names else None
         self.stem = _conv(inputs, width)
         self.table = nn.Parameter(0.1 * torch.randn(1, width, 1, *table))
 
@@ -183,9 +184,7 @@ class UNet3D(nn.Module):
         """
         condition = self.time(sinusoidal(25.0 * (log_snr + 20.0), self.width))
         if self.properties is not None:
-            known = torch.isfinite(properties)
-            values = torch.where(known, properties, 0.0)
-            condition = condition + self.properties(torch.cat([values, known.to(values.dtype)], dim=-1))
+            condition = condition + self.properties(properties)
         condition = F.silu(condition)
         h = self.stem(x) + self.table
         skips = [h]

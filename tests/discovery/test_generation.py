@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from discovery.crystal import Crystal
 from discovery.errors import ConfigError, DiscoveryError, InvalidInputError
 from discovery.evaluation.csp import predict, summarise
 from discovery.training_data import read_training_data, split, without_system
-from discovery.types import Sample
+from discovery.types import Sample, Stability
+from tests.discovery.campaigns import outcome, tiny_config
+from tests.discovery.campaigns import run as launch
 
 ROCK_SALTS = {"Mg": 4.212, "Ca": 4.811, "Sr": 5.160, "Ba": 5.539}
 """Lattice constants of the oxides, Å."""
@@ -91,6 +95,31 @@ def test_training_that_diverges_says_so(data: Path, tmp_path: Path):
         CliRunner().invoke(app, [*arguments, "--validation", str(data)], catch_exceptions=False)
 
 
+@pytest.mark.slow
+def test_ray_trains_with_several_workers_and_goes_on(data: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    arguments = [
+        sys.executable, "-m", "discovery", "train", str(data), *TINY, "training.zero_stage=1", "--out", str(out),
+        "training.final_learning_rate=1", "--validation", str(data), "--json",
+    ]  # fmt: skip
+
+    def together(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*arguments, "--workers", "2", *more], capture_output=True, text=True, timeout=500, check=False
+        )
+
+    done = together("training.steps=5")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["checkpoint"] == str(out / "checkpoint.safetensors")
+    assert len(list((out / "state").glob("*/*optim_states.pt"))) == 2
+    refused = together("training.steps=20", "training.learning_rate=1e6")
+    assert refused.returncode == 1
+    assert "the training diverged: the validation loss is nan at step 10" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "loss" in row] == [5, 10]
+
+
 def test_sampling_writes_crystals_of_the_composition(trained: Path, tmp_path: Path):
     checkpoint = str(trained / "checkpoint.safetensors")
     paths = run(
@@ -100,6 +129,15 @@ def test_sampling_writes_crystals_of_the_composition(trained: Path, tmp_path: Pa
     assert [Path(path).name for path in paths] == [f"Mg2Si_{i:03d}.cif" for i in range(3)]
     for path in paths:
         assert Structure.from_file(path).composition == Composition("Mg2Si")
+
+
+def test_sampling_without_composition_takes_those_of_training_crystals(trained: Path, tmp_path: Path):
+    paths = run(
+        "sample", "steps=2", "--n", "3", "--out", str(tmp_path), "--guidance", "space_group=Fm-3m",
+        "--checkpoint", str(trained / "checkpoint.safetensors"),
+    ).split()  # fmt: skip
+    assert len(paths) == 3
+    assert {e.symbol for path in paths for e in Structure.from_file(path).composition} <= {"Ca", "Sr", "Ba", "O"}
 
 
 def test_prediction_prints_its_figures_as_json(trained: Path, data: Path):
@@ -192,6 +230,19 @@ def test_data_of_every_kind_are_read(data: Path, tmp_path: Path):
         split(from_csv[:1], 0.5, 0)
 
 
+def test_a_campaign_gives_what_it_found_to_be_stable_or_metastable(tmp_path: Path):
+    found = outcome(launch(tiny_config(tmp_path / "run")))["candidates"]
+    expected = {
+        id_: verdict.e_above_hull
+        for id_, *_, verdict in found
+        if verdict is not None and verdict.stability is not Stability.UNSTABLE
+    }
+    assert expected
+    crystals = read_training_data(tmp_path / "run")
+    assert {item.id: item.properties["e_above_hull"] for item in crystals} == expected
+    assert {e.symbol for item in crystals for e in item.crystal.composition} <= {"Cu", "Au"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -199,11 +250,12 @@ def test_data_of_every_kind_are_read(data: Path, tmp_path: Path):
         (["train", "DATA", "unet3d.layout.slot=5", "--out", "x"], ConfigError, "unet3d.layout.slot .*'slots'"),
         (["train", "DATA", "variant=tokens", "--out", "x"], ConfigError, "did you mean 'token'"),
         (["train", "DATA", "--generator", "random_search", "--out", "x"], ConfigError, "no weights to train"),
-        (["train", "steps=5", "--out", "x"], InvalidInputError, "nothing to train on"),
+        (["train", "training.steps=5", "--out", "x"], InvalidInputError, "nothing to train on"),
         (["train", "nowhere.csv", "--out", "x"], InvalidInputError, "nowhere.csv does not exist"),
-        (["sample", "--out", "x"], InvalidInputError, "either --composition"),
+        (["sample", "--composition", "Mg", "--elements", "Mg-Si", "--out", "x"], InvalidInputError, "not both"),
         (["sample", "--composition", "Mg0.5Si", "--out", "x"], InvalidInputError, "whole numbers"),
         (["sample", "--composition", "Mg", "--guidance", "hard", "--out", "x"], InvalidInputError, "PROPERTY=NUMBER"),
+        (["sample", "--guidance", "space_group=Fm-3k", "--out", "x"], InvalidInputError, "Fm-3k.*symbol such as Fm-3m"),
         (["sample", "--composition", "Mg", "step=5", "--out", "x"], ConfigError, "did you mean 'steps'"),
         (["sample", "--composition", "Mg", "--generator", "unimate", "--out", "x"], ConfigError, "'unimat'"),
         (["sample", "--composition", "Xx2", "--generator", "random_search", "--out", "x"], DiscoveryError, "Xx"),

@@ -64,7 +64,7 @@ def randomise(network: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("table", [(9, 18), (1, 1), (9, 2), (4, 5)])
 def test_network_is_equivariant_to_the_order_of_slots(table):
-    network = UNet3D(4, 3, table, n_properties=1, **SMALL).eval()
+    network = UNet3D(4, 3, table, property_names=("band_gap",), **SMALL).eval()
     randomise(network)
     x = torch.randn(2, 4, 3, *table)
     log_snr, properties = torch.tensor([-3.0, 5.0]), torch.tensor([[1.0], [torch.nan]])

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pymatgen.core import Element
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
-from discovery.types import LabelledCrystal, Target
+from discovery.types import FailureKind, LabelledCrystal, Target
 from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, resume_step, train
@@ -237,6 +238,31 @@ def test_sample_guarantees_composition_and_depends_on_seed_alone(trained: Path):
     assert {e.symbol for s in first[5:] for e in s.crystal.composition} <= {"Mg", "Ge"}
     assert [s.crystal for s in first] == [s.crystal for s in again]
     assert all(a.crystal != b.crystal for a, b in zip(first, other, strict=True))
+
+
+def test_an_element_set_gets_compositions_of_training_crystals_with_like_elements(trained: Path):
+    generator = UniMatGenerator(UniMatConfig(checkpoint=trained, steps=1, device="cpu"))
+    made = generator.sample([Target(30, elements=("Rb", "I"))], seed=0)
+    assert {frozenset(s.crystal.composition.as_dict().items()) for s in made} == {frozenset((("Rb", 1), ("I", 1)))}
+    everything = tuple(Element.from_Z(z).symbol for z in range(1, 119))
+    seen = {
+        frozenset(s.crystal.composition.as_dict()) for s in generator.sample([Target(60, elements=everything)], seed=0)
+    }
+    assert seen <= {frozenset((metal, halogen)) for metal in ("Li", "Na", "K", "Cs") for halogen in ("Cl", "Br")}
+    assert len(seen) > 5
+    (refused,) = generator.sample([Target(1, elements=("Na",))], seed=0)
+    assert refused.failure.kind is FailureKind.INVALID_INPUT
+    assert "1 elements or fewer" in refused.failure.message
+
+
+def test_training_that_begins_with_a_checkpoint_begins_at_its_loss(trained: Path, data: CrystalArrays, tmp_path: Path):
+    config = TOKEN.model_copy(
+        update={"initial": trained, "training": dataclasses.replace(TRAINING, steps=1, learning_rate=1e-9)}
+    )
+    child = train_model(toys(), toys(), config, tmp_path, {})
+    parent = UniMatGenerator(UniMatConfig(checkpoint=trained, device="cpu"))
+    assert child.metrics["validation_loss"] == pytest.approx(sum(validation_loss(parent._model, data)), rel=1e-4)
+    assert UniMatGenerator(UniMatConfig(checkpoint=Path(child.path))).checkpoint.parent == parent.checkpoint.sha256
 
 
 def test_guidance_changes_samples_and_unknown_guidance_is_refused(trained: Path):
