@@ -7,7 +7,7 @@ oracle is treated alike, through its protocol: it is asked for energies of cryst
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -57,7 +57,13 @@ STRETCHES = np.linspace(0.94, 1.06, 7)
 PROBES = 2
 """Distorted crystals on which derivatives and invariances are tested."""
 
+SLOW = 1.0
+"""s; an oracle whose static calculations take longer is checked on one known solid before a campaign, not on all."""
+
 ReferenceSet = Literal["PBE", "experiment"]
+
+Extent = Literal["full", "quick", "launch"]
+"""How much is checked: all; fewer solids and one distorted crystal; that, but of slow oracles one known solid alone."""
 
 
 class _Values(BaseModel):
@@ -151,7 +157,7 @@ class CheckReport:
     oracle: dict[str, Any]
     energy_scale: EnergyScale
     references: ReferenceSet
-    quick: bool
+    extent: Extent
     checks: tuple[Check, ...]
     left_out: tuple[str, ...]
     seconds_per_atom: float | None
@@ -171,7 +177,7 @@ class CheckReport:
             "oracle": self.oracle,
             "energy_scale": asdict(self.energy_scale) | {"id": self.energy_scale.id},
             "references": self.references,
-            "quick": self.quick,
+            "extent": self.extent,
             "checks": [asdict(check) | {"passed": check.passed} for check in self.checks],
             "left_out": list(self.left_out),
             "seconds_per_atom": self.seconds_per_atom,
@@ -179,10 +185,16 @@ class CheckReport:
         }
 
 
+def computes(choice: OracleChoice) -> bool:
+    """Whether the oracle can be asked for the energy of a crystal as it is, and so be checked at all."""
+    return "relax" in type(choice.options).model_fields
+
+
 def check(
     choice: OracleChoice,
     *,
-    quick: bool = False,
+    extent: Extent = "full",
+    elements: Collection[str] = (),
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
@@ -192,8 +204,10 @@ def check(
     ----------
     choice
         The oracle. Its option ``relax`` is set as each check needs it; false leaves the relaxation unchecked.
-    quick
-        Fewer solids and one distorted crystal, for oracles that take long.
+    extent
+        How much is checked.
+    elements
+        Known solids of these elements come first, whatever the extent.
     folder
         Where an external program keeps its files; what it finds finished there is not computed again.
     progress
@@ -205,13 +219,13 @@ def check(
         If the oracle has no option ``relax``, so that it cannot compute a crystal as it is given.
     """
     start = time.perf_counter()
-    run = _Run(choice, quick, folder, progress)
+    run = _Run(choice, extent, frozenset(elements), folder, progress)
     checks = tuple(run.checks())
     return CheckReport(
         oracle=choice.model_dump(mode="json"),
         energy_scale=run.static.energy_scale,
         references=run.reference_set,
-        quick=quick,
+        extent=extent,
         checks=checks,
         left_out=tuple(run.left_out),
         seconds_per_atom=float(np.median(run.seconds_per_atom)) if run.seconds_per_atom else None,
@@ -255,22 +269,25 @@ class _Run:
     """One check of one oracle."""
 
     choice: OracleChoice
-    quick: bool
+    extent: Extent
+    elements: frozenset[str]
     folder: Path | None
     progress: Callable[[str], None]
     left_out: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     seconds_per_atom: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if "relax" not in type(self.choice.options).model_fields:
+        if not computes(self.choice):
             raise ConfigError(
                 f"the oracle {self.choice.name!r} has no option 'relax' and cannot be asked for the energy of a "
                 "crystal as it is; only oracles that compute can be checked"
             )
         self._relaxes: bool = self.choice.options.model_dump()["relax"]
         self.static = self._create(relax=False)
-        known = known_solids()
-        self.solids = [solid for solid in known.solids if solid.quick or not self.quick]
+        known = known_solids().solids
+        own = [solid for solid in known if self.elements.issuperset(solid.species)]
+        self.solids = own + [solid for solid in known if solid not in own and (solid.quick or self.extent == "full")]
         functional = self.static.energy_scale.functional.partition("+")[0]
         self.reference_set: ReferenceSet = "PBE" if functional == "PBE" else "experiment"
 
@@ -288,6 +305,8 @@ class _Run:
                 continue
             self.progress(f"energy–volume curve of {solid.formula}")
             yield from self._solid(solid, reference, curves)
+            if self.extent == "launch" and self.seconds and np.median(self.seconds) > SLOW:
+                return
             if self._relaxes and len(curves) == 1 and solid.formula in curves:
                 self.progress(f"relaxation of {solid.formula}")
                 yield self._relaxation(solid, curves[solid.formula])
@@ -313,6 +332,7 @@ class _Run:
         curve = None
         if failed is None:
             curve = EquationOfState.fit(volumes, np.array([each.energy_per_atom for each in evaluations]))
+            self.seconds += [each.seconds for each in evaluations]
             self.seconds_per_atom += [each.seconds / len(each.crystal or ()) for each in evaluations if each.crystal]
         subject, source = solid.formula, reference.source
         if curve is None:
@@ -365,7 +385,7 @@ class _Run:
         """Yield the first solids of more than one atom that the oracle supports."""
         found = 0
         for solid in known_solids().solids:
-            if found == (1 if self.quick else PROBES):
+            if found == (PROBES if self.extent == "full" else 1):
                 return
             if len(solid.crystal(20.0)) > 1 and self._supports(solid):
                 found += 1

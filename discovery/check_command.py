@@ -29,10 +29,12 @@ def check(
 
     from discovery.check import check as run
     from discovery.config import compose_oracle
+    from discovery.launch_check import remember
 
     choice = compose_oracle(oracle, settings or [], config_dir)
     with Console(stderr=True).status(f"loading {oracle}") as status:
-        report = run(choice, quick=quick, folder=folder, progress=status.update)
+        report = run(choice, extent="quick" if quick else "full", folder=folder, progress=status.update)
+    remember(report)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

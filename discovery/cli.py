@@ -73,8 +73,14 @@ def launch(
     """Begin a campaign in a new run folder."""
     from discovery.campaign import Campaign
     from discovery.config import compose
+    from discovery.launch_check import check_oracles
+    from discovery.runfolder import RunFolder
 
     config = compose(campaign, overrides or [], config_dir)
+    RunFolder(config.run_dir).require_new()
+    with Console(stderr=True, quiet=quiet).status("checking the oracles") as status:
+        for warning in check_oracles(config, status.update):
+            Console(stderr=True, soft_wrap=True).print(f"[yellow]warning[/yellow]: {warning}", highlight=False)
     _drive(lambda observe: Campaign.launch(config, observe), config, config.run_dir, quiet, verbose)
 
 

@@ -129,6 +129,10 @@ class OracleConfig(_Settings):
 
     screening: OracleChoice = Field(description="Cheap oracle that relaxes every admitted candidate.")
     reference: OracleChoice = Field(description="Expensive oracle whose hull gives the verdicts.")
+    check: Literal["require", "warn", "skip"] = Field(
+        default="require",
+        description="Whether `discovery launch` refuses oracles that fail their check, warns of them, or does not ask.",
+    )
 
 
 class BudgetConfig(_Settings):
@@ -223,8 +227,8 @@ class LogConfig(_Settings):
     files: int = Field(default=5, ge=2, description="Files that are kept, the newest included.")
 
 
-_WHERE = {"run_dir", "executor", "database", "log"}
-"""Settings that say where a campaign runs and what it tells, not what comes out."""
+_WHERE: dict[str, Any] = {"run_dir": True, "executor": True, "database": True, "log": True, "oracle": {"check"}}
+"""Settings that say where a campaign runs, what it tells and how its oracles are checked, not what comes out."""
 
 
 class CampaignConfig(_Settings):

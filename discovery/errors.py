@@ -19,6 +19,10 @@ class EnergyScaleError(DiscoveryError):
     """Energies of two scales were about to meet."""
 
 
+class OracleCheckError(DiscoveryError):
+    """An oracle contradicts published data or itself."""
+
+
 class MissingDependencyError(DiscoveryError):
     """An external program, package, model file or API key is missing."""
 

@@ -152,6 +152,15 @@ class RunFolder:
         RunError
             If it holds something already, or cannot be written.
         """
+        self.require_new()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be created: {error.strerror}; choose another run_dir") from error
+        self.check_writable()
+
+    def require_new(self) -> None:
+        """Raise `RunError` if the folder holds something already."""
         if self.holds_campaign:
             raise RunError(
                 f"{self.path} already holds a campaign; continue it with `discovery resume {self.path}`, or launch "
@@ -159,11 +168,6 @@ class RunFolder:
             )
         if self.path.is_dir() and any(entry.name != self._lock.name for entry in self.path.iterdir()):
             raise RunError(f"{self.path} is not empty; launch into another folder with run_dir=FOLDER")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be created: {error.strerror}; choose another run_dir") from error
-        self.check_writable()
 
     def remove(self) -> None:
         """Delete the folder of a campaign that could not begin."""

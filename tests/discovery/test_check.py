@@ -124,7 +124,9 @@ class _Flawed(EMTOracle):
 def _spoil(flaw, monkeypatch):
     choice = compose_oracle("emt")
     monkeypatch.setattr(type(choice), "create", lambda self: _Flawed(self.options, flaw))
-    return {(item.quantity, item.subject.split()[0]) for item in check(choice, quick=True).checks if not item.passed}
+    return {
+        (item.quantity, item.subject.split()[0]) for item in check(choice, extent="quick").checks if not item.passed
+    }
 
 
 def _changed(name, change):
