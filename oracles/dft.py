@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from discovery.crystal import Crystal
 from discovery.types import EnergyScale, Failure
@@ -70,6 +70,11 @@ class DFTConfig(RelaxConfig):
         le=0.2,
         description="Tolerance of the reduction to the primitive cell, Å; null computes the cell as given.",
     )
+
+    @field_validator("spin", mode="before")
+    @classmethod
+    def _yaml_reads_on_and_off_as_booleans(cls, value: object) -> object:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def describe(self) -> str:
         """Return the settings that move energies, for the energy scale."""

@@ -250,3 +250,8 @@ def test_primitive_cells_are_the_same_crystal(matrix) -> None:
     assert len(reduced) == 2
     assert StructureMatcher(scale=False).fit(reduced.to_structure(), crystal.to_structure())
     assert primitive(crystal, None) is crystal
+
+
+def test_spin_may_be_switched_off_on_the_command_line() -> None:
+    """YAML reads off as false."""
+    assert compose_oracle("abinit", ["spin=off"]).options.model_dump()["spin"] == "off"
