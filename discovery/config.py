@@ -312,6 +312,40 @@ def compose(campaign: str, overrides: Sequence[str] = (), config_dir: Path | Non
     return _validate(_resolve(data, sources), sources)
 
 
+def campaign_file(campaign: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> str:
+    """Return the text of a campaign file that composes as `campaign` with `overrides` does.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`compose` does.
+    """
+    compose(campaign, overrides, config_dir)
+    path = Path(campaign)
+    file = path if path.suffix in _YAML else _config_files(config_dir)[f"campaign/{campaign}"]
+    content = _read_yaml(file)
+    defaults = content.pop("defaults", [])
+    others = [entry for entry in defaults if not _is_choice(entry)]
+    chosen = {
+        key.removeprefix("override /"): name for entry in defaults if _is_choice(entry) for key, name in entry.items()
+    }
+    settings = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key in {*_CHOICES, *_CHOICES.values()}:
+            chosen[_CHOICES.get(key, key)] = value
+        else:
+            settings.append(text)
+    merged = OmegaConf.to_container(OmegaConf.merge(content, _from_dotlist(settings)), resolve=False)
+    assert isinstance(merged, dict)  # noqa: S101
+    choices = [{f"override /{key}": name} for key, name in sorted(chosen.items())]
+    return yaml.safe_dump({"defaults": [*others, *choices], **merged}, sort_keys=False, allow_unicode=True)
+
+
+def _is_choice(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and all(str(key).startswith("override /") for key in entry)
+
+
 def read(path: Path) -> CampaignConfig:
     """Read a configuration that :meth:`CampaignConfig.save` wrote.
 

@@ -208,7 +208,7 @@ class Study:
         """
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / "study.lock", f"the study in {self.folder}", "wait for it"), _quiet_optuna():
+        with locked(self.folder / "study.lock", f"the study in {self.folder}", "wait for it"), quiet_optuna():
             study = self._open()
             self._take_up_interrupted(study)
             finished = [trial for trial in _current(study) if trial.state in _FINISHED]
@@ -277,7 +277,7 @@ class Study:
 
     def run_trial(self, seed: int) -> int:
         """Run one trial of the study, drawn with a `seed` of its own, and return its number; notes an error in it."""
-        with _quiet_optuna():
+        with quiet_optuna():
             study = self._open(seed)
             trial = study.ask({sweep.key: sweep.distribution for sweep in self.sweeps})
             settings = self.settings(trial.params)
@@ -351,7 +351,7 @@ def _current(study: optuna.Study) -> list[FrozenTrial]:
 
 
 @contextmanager
-def _quiet_optuna() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Silence Optuna's line per trial and its warnings about experimental samplers."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -21,7 +21,7 @@ from discovery.generation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from optuna.trial import FrozenTrial
 
@@ -105,6 +105,114 @@ def train(
     best = out / "best.yaml"
     best.write_text(_as_yaml(tuning))
     _show(study, tuning, best, f"discovery train {' '.join(map(str, paths))} --config {best} --out FOLDER", as_json)
+
+
+@dataclass(frozen=True)
+class CampaignObjective:
+    """The mean number of stable phases that simulated campaigns have found, averaged over their budget.
+
+    Parameters
+    ----------
+    campaign, config_dir
+        As :func:`discovery.config.compose` takes them.
+    databases
+        Chemical space → file of known results, or None if the campaign's oracles need none.
+    seeds
+        Campaigns in each space.
+    """
+
+    campaign: str
+    config_dir: Path | None
+    databases: "Mapping[str, Path | None]"
+    seeds: int
+
+    def __call__(self, settings: "Sequence[str]", folder: Path, report: "Report") -> float:
+        """Simulate in `folder`, one seed after the other in every space, and return the value."""
+        from discovery.simulation import replay
+
+        values: list[float] = []
+        for seed in range(self.seeds):
+            for space, database in self.databases.items():
+                result = replay(
+                    self.campaign,
+                    [*settings, f"campaign.chemical_space={space}"],
+                    out=folder / space,
+                    databases=() if database is None else [database],
+                    seeds=[seed],
+                    config_dir=self.config_dir,
+                )
+                (arm,) = result.arms
+                values.append(float(result.found(arm)[:, 1:].mean()))
+                report(len(values), values[-1])
+        return sum(values) / len(values)
+
+
+@app.command()
+def simulate(
+    campaign: Annotated[str, typer.Argument(help="Name of a campaign, or the path of its YAML file.")],
+    settings: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="Settings of the campaign, some of them searched.")
+    ],
+    out: OutOption,
+    database: Annotated[
+        list[Path] | None, typer.Option(help="Known results: CSV files or JSON files of entries; may be repeated.")
+    ] = None,
+    spaces: Annotated[
+        str | None, typer.Option(help="Chemical spaces to simulate in, separated by commas: Al-Ni-Pr,Cu-Zr.")
+    ] = None,
+    into: Annotated[
+        str | None, typer.Option(help="Campaign that gets the best settings; by default the one simulated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Campaigns of each trial in each space.")] = 5,
+    trials: TrialsOption = 20,
+    workers: WorkersOption = 1,
+    storage: StorageOption = None,
+    seed: TuneSeedOption = 0,
+    config_dir: Annotated[Path | None, typer.Option(help="Folder of your own configurations.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for the settings with which `discovery simulate` finds most stable phases early.
+
+    Writes OUT/best.yaml for `discovery launch` and OUT/study.html.
+    """
+    import optuna
+
+    from discovery.config import campaign_file, compose
+    from discovery.simulation import read_database
+    from discovery.tune import Study, parse_sweeps, quiet_optuna
+
+    fixed, sweeps = parse_sweeps(settings)
+    roots = {sweep.key.partition(".")[0] for sweep in sweeps}
+    target = into or campaign
+    kept = [text for text in fixed if into is None or text.partition("=")[0] in roots]
+    given = [f"campaign.chemical_space={spaces.partition(',')[0]}"] if spaces else []
+    for sweep in sweeps:
+        for setting in sweep.extremes:
+            config = compose(campaign, [*fixed, *given, setting], config_dir)
+            campaign_file(target, [*kept, setting], config_dir)
+    databases: dict[str, Path | None] = {}
+    for space in spaces.split(",") if spaces else [config.campaign.chemical_space]:
+        path = out.resolve() / "databases" / f"{space}.csv" if database else None
+        if database and path:
+            read_database(database, space.split("-")).write(path)
+        databases[space] = path
+    with quiet_optuna():
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    study = Study(
+        CampaignObjective(campaign, config_dir, databases, seeds),
+        fixed,
+        sweeps,
+        out,
+        direction="maximize",
+        pruner=pruner,
+        storage=storage,
+        seed=seed,
+    )
+    tuning = _run(study, trials, workers)
+    best = out / "best.yaml"
+    tuned = [sweep.setting(tuning.parameters[sweep.key]) for sweep in sweeps]
+    best.write_text(campaign_file(target, [*kept, *tuned], config_dir))
+    _show(study, tuning, best, f"discovery launch {best}", as_json)
 
 
 def _run(study: "Study", trials: int, workers: int) -> "Tuning":

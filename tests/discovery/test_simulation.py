@@ -87,24 +87,6 @@ def test_json_round_trip():
         Simulation.from_dict({"format": "other"})
 
 
-@pytest.fixture
-def cu_au(tmp_path):
-    """A CSV file of Cu-Au phases, one of them twice, and one of another space."""
-    rows = ["material_id,formation_energy_per_atom,pretty_formula,cif"]
-    cells = {
-        "mp-1": (Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.2), ["Cu", "Au"], [[0] * 3, [0.5] * 3]), -0.05),
-        "mp-2": (Structure(Lattice.cubic(3.9), ["Cu"] + ["Au"] * 3, L1_2), -0.04),
-        "mp-3": (Structure(Lattice.cubic(3.7), ["Au"] + ["Cu"] * 3, L1_2), -0.045),
-        "mp-4": (Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0] * 3, [0.5] * 3]), -2.0),
-    }
-    for id_, (structure, energy) in [*cells.items(), ("mp-1", cells["mp-1"])]:
-        cif = structure.to(fmt="cif")
-        rows.append(f'{id_},{energy},{structure.composition.reduced_formula},"{cif}"')
-    path = tmp_path / "known.csv"
-    path.write_text("\n".join(rows))
-    return path
-
-
 L1_2 = [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
 
 

@@ -18,6 +18,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from typer.testing import CliRunner
 
 from discovery.cli import app
+from discovery.config import campaign_file, compose
 from discovery.errors import ConfigError, RunError
 from discovery.tune import Report, Study, parse_sweeps
 
@@ -183,3 +184,48 @@ def test_command_refuses_unknown_settings_before_work_starts(tmp_path: Path):
             app, ["tune", "train", str(data), "training.learnin_rate=1,2", "--out", str(out)], catch_exceptions=False
         )
     assert not out.exists()
+
+
+CAMPAIGN = [
+    "replay",
+    "campaign.chemical_space=Cu-Au",
+    "oracle/screening=emt",
+    "oracle.screening.fmax=0.3",
+    "campaign.rounds=1",
+    "campaign.max_atoms=4",
+    "campaign.targets_per_round=2",
+    "campaign.samples_per_target=2",
+    "campaign.budget.reference_calls=3",
+    "generator.decoys=1",
+    "generator.filler=random_search",
+]
+
+
+def test_command_tunes_an_agent_on_simulated_campaigns(cu_au: Path, tmp_path: Path):
+    out = tmp_path / "study"
+    given = ["tune", "simulate", *CAMPAIGN, "agent=greedy", "agent.exploration=0,0.05", "--database", str(cu_au)]
+    options = ["--seeds", "1", "--trials", "2", "--into", "quickstart", "--out", str(out), "--json"]
+    result = CliRunner().invoke(app, [*given, *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["trials"] == {"complete": 2}
+    assert 0 <= found["value"] <= 3
+    tuned, plain = compose(found["config"]), compose("quickstart")
+    assert tuned.agent.options.exploration == float(found["parameters"]["agent.exploration"])
+    assert tuned.model_copy(update={"name": plain.name, "run_dir": plain.run_dir, "agent": plain.agent}) == plain
+
+
+def test_command_refuses_settings_of_another_agent(cu_au: Path, tmp_path: Path):
+    command = ["tune", "simulate", *CAMPAIGN, "agent=random", "agent.exploration=0,1", "--out", str(tmp_path / "study")]
+    with pytest.raises(ConfigError, match=r"agent.exploration.*unknown key"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_campaign_file_composes_as_campaign_and_overrides_do(tmp_path: Path):
+    overrides = ["agent=random", "oracle/reference=emt", "campaign.rounds=9", "campaign.budget.core_hours=2"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(campaign_file("quickstart", overrides))
+    again = tmp_path / "again.yaml"
+    again.write_text(campaign_file(str(path), ["agent=greedy", "agent.exploration=0.2"]))
+    plain = compose("quickstart", [*overrides[1:], "agent=greedy", "agent.exploration=0.2"])
+    assert compose(str(again)).model_copy(update={"name": plain.name, "run_dir": plain.run_dir}) == plain
