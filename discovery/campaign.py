@@ -579,6 +579,7 @@ class Campaign:
             reference_hull=self._hulls["reference"],
             candidates=tuple(fresh.get(candidate.id, candidate) for candidate in self.store.candidates()),
             budget=self._budget(),
+            stable_threshold=search.stable_threshold,
         )
 
     def _seed(self, decision: str, *key: int) -> int:

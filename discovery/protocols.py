@@ -56,6 +56,8 @@ class CampaignView:
         All candidates so far, of all rounds, in a fixed order.
     budget
         What is left to spend.
+    stable_threshold
+        eV/atom above the hull up to which a verdict is stable.
     """
 
     seed: int
@@ -67,6 +69,7 @@ class CampaignView:
     reference_hull: Hull
     candidates: tuple[Candidate, ...]
     budget: Budget
+    stable_threshold: float = 1e-3
 
 
 @runtime_checkable

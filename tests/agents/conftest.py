@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 
 from discovery.crystal import Crystal
@@ -35,8 +36,10 @@ def view(elements, *, max_atoms=8, seed=0, candidates=(), screening_hull=None, b
 
 
 def candidate(id_, crystal, energy, state=State.SCREENED):
+    """A candidate whose formation and decomposition energy are `energy`, eV/atom: the hull holds elements alone."""
     composition = {e.symbol: int(n) for e, n in crystal.composition.items()}
-    screening = Evaluation(SCALE, crystal=crystal, energy=-1.0 * len(crystal), converged=True)
+    total = (energy - 1.0) * len(crystal) if energy is not None else None
+    screening = Evaluation(SCALE, crystal=crystal, energy=total, converged=True)
     return Candidate(
         id=id_,
         round=0,
@@ -44,6 +47,7 @@ def candidate(id_, crystal, energy, state=State.SCREENED):
         crystal=crystal,
         state=state,
         screening=screening if energy is not None else None,
+        screening_formation_energy_per_atom=energy,
         screening_decomposition_energy=energy,
     )
 
@@ -61,7 +65,15 @@ def compound(structure, a, symbols):
     return Crystal.from_atoms(bulk(symbols, structure, a=a))
 
 
+def cell(composition):
+    """A crystal of so many atoms, on the points of a primitive cubic row."""
+    symbols = [symbol for symbol, n in composition.items() for _ in range(n)]
+    atoms = Atoms(symbols, cell=[3.0 * len(symbols), 3.0, 3.0], pbc=True)
+    atoms.positions[:, 0] = 3.0 * np.arange(len(symbols))
+    return Crystal.from_atoms(atoms)
+
+
 @pytest.fixture
 def make():
     """Makers of hulls, candidates and views."""
-    return SimpleNamespace(hull=hull, view=view, candidate=candidate, screened=screened, compound=compound)
+    return SimpleNamespace(hull=hull, view=view, candidate=candidate, screened=screened, compound=compound, cell=cell)

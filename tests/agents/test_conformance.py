@@ -23,7 +23,7 @@ def fresh(agent):
 
 
 def test_shipped_agents_are_registered():
-    assert {"greedy", "random"} <= {point.name for point in entry_points(group="discovery.agents")}
+    assert {"bayesian", "greedy", "random"} <= {point.name for point in entry_points(group="discovery.agents")}
 
 
 def test_protocol(agent):
