@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from pymatgen.core import Composition, Element
 
 from discovery.crystal import Crystal
-from discovery.evaluation.reconstruction import match_rms
+from discovery.evaluation.reconstruction import match_rms, protocol_matcher
 from discovery.references import read_csv
 from generators.unimat.generator import UniMatConfig, UniMatGenerator, canonical
 from generators.unimat.weights import load_checkpoint
@@ -73,11 +73,12 @@ def beside_real(checkpoint: Path, data: Path, n: int, steps: int, seed: int, out
         Target(1, composition={e: int(k) for e, k in truth.composition.get_el_amt_dict().items()}) for truth in chosen
     ]
     samples = generator.sample(targets, seed=seed)
+    matcher = protocol_matcher()
     figure, axes = plt.subplots(2, n, figsize=(2 * n, 4.4), dpi=110)
     for column, (truth, sample) in enumerate(zip(chosen, samples, strict=True)):
         draw(axes[0, column], truth, f"{truth.formula}, real")
         if sample.crystal is not None:
-            rms = match_rms(sample.crystal, truth)
+            rms = match_rms(sample.crystal, truth, matcher)
             draw(
                 axes[1, column], sample.crystal, "sampled, " + ("no match" if rms is None else f"match, rms {rms:.2f}")
             )

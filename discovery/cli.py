@@ -12,8 +12,8 @@ from rich.console import Console
 
 from discovery.check_command import check
 from discovery.errors import ConfigError, DiscoveryError
+from discovery.evaluation.cli import CorrectionsOption, compare
 from discovery.evaluation.cli import app as evaluate_app
-from discovery.evaluation.cli import compare
 from discovery.generation import sample, train
 from discovery.simulate_command import simulate
 from discovery.tune_command import app as tune_app
@@ -224,12 +224,13 @@ def dashboard(
 def hull(
     candidates: Annotated[Path, typer.Argument(help="CSV, JSON of entries, extxyz with energies, or a run folder.")],
     reference: Annotated[Path, typer.Option(help="Entries that the hull is built from, in any of the same forms.")],
+    corrections: CorrectionsOption = "none",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Place candidates on the hull of reference entries; all energies must be of one scale."""
     from discovery.hull_command import place
 
-    placed = place(candidates, reference)
+    placed = place(candidates, reference, corrections=corrections == "mp2020")
     if as_json:
         typer.echo(json.dumps(placed.to_dict(), indent=2, ensure_ascii=False))
         return
@@ -243,10 +244,12 @@ def hull(
             f"{placement.id}\t{placement.formula}\te_above_hull {found.e_above_hull:.4f}\t"
             f"decomposition energy {found.decomposition_energy:+.4f} eV/atom\t{products}"
         )
+    corrected = ", corrected by MP2020" if corrections == "mp2020" else ""
     n_placed = sum(placement.decomposition is not None for placement in placed.placements)
     typer.echo(
         f"{n_placed} of {len(placed.placements)} candidates placed on the hull of {placed.n_reference_phases} entries "
-        f"({placed.energy_kind} energies): {placed.seconds_reading:.2f} s reading, {placed.seconds_hull:.2f} s hull"
+        f"({placed.energy_kind} energies{corrected}): "
+        f"{placed.seconds_reading:.2f} s reading, {placed.seconds_hull:.2f} s hull"
     )
 
 

@@ -240,7 +240,7 @@ def sample(
 
 
 def _target(composition: str | None, elements: str | None, n: int, guidance: "Sequence[str]") -> "Target":
-    from pymatgen.core import Composition, Element
+    from pymatgen.core import Element
 
     from discovery.types import Target
 
@@ -250,13 +250,23 @@ def _target(composition: str | None, elements: str | None, n: int, guidance: "Se
     if composition is None:
         chosen = elements.split("-") if elements is not None else [Element.from_Z(z).symbol for z in range(1, 119)]
         return Target(n, elements=tuple(chosen), guidance=wanted)
+    return Target(n, composition=whole_atoms(composition, "--composition"), guidance=wanted)
+
+
+def whole_atoms(formula: str, where: str) -> dict[str, int]:
+    """Return element → number of atoms of a formula such as Mg2Si; `where` names it in errors."""
+    from pymatgen.core import Composition, Element
+
     try:
-        amounts = Composition(composition).get_el_amt_dict()
+        amounts = Composition(formula).get_el_amt_dict()
     except ValueError as error:
-        raise InvalidInputError(f"--composition {composition}: {error}") from error
+        raise InvalidInputError(f"{where} {formula}: {error}") from error
+    unknown = [element for element in amounts if not Element.is_valid_symbol(element)]
+    if unknown:
+        raise InvalidInputError(f"{where} {formula}: {unknown[0]} is not an element")
     if not amounts or any(amount != int(amount) for amount in amounts.values()):
-        raise InvalidInputError(f"--composition {composition}: needs whole numbers of atoms, such as Mg2Si")
-    return Target(n, composition={element: int(amount) for element, amount in amounts.items()}, guidance=wanted)
+        raise InvalidInputError(f"{where} {formula}: needs whole numbers of atoms, such as Mg2Si")
+    return {element: int(amount) for element, amount in amounts.items()}
 
 
 def _wanted(text: str) -> tuple[str, float]:

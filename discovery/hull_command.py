@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from discovery.corrections import check_corrections, listed_corrections
 from discovery.errors import EnergyScaleError, InvalidInputError
 from discovery.hull import Decomposition, Hull, Phase
 from discovery.sets import CrystalSet, Member, read_set
@@ -64,27 +65,34 @@ class Placements:
                 }
                 for placement in self.placements
             ],
+            "corrections": {
+                role: listed_corrections(one) if self.energy_kind == "total" else {}
+                for role, one in (("candidates", self.candidates), ("reference", self.reference))
+            },
         }
 
 
-def place(candidates: Path, reference: Path) -> Placements:
+def place(candidates: Path, reference: Path, *, corrections: bool = False) -> Placements:
     """Compare the energies of `candidates` with the hull of `reference`.
 
     An entry that is among both is left out of the hull when its own decomposition energy is taken. Total energies are
-    used where both sets have them, else formation energies, for which every element is a phase of energy 0.
+    used where both sets have them, else formation energies, for which every element is a phase of energy 0. With
+    `corrections` the total energies of entries are corrected by MP2020, from their uncorrected energies.
 
     Raises
     ------
     InvalidInputError
         If one of the sets has no energies of the kind that the other has.
     EnergyScaleError
-        If the sets name different energy scales.
+        If the sets name different energy scales, or corrected and uncorrected energies meet.
     """
     start = time.perf_counter()
-    wanted, known = read_set(candidates, crystals=False), read_set(reference, crystals=False)
+    wanted, known = (read_set(path, crystals=False, corrections=corrections) for path in (candidates, reference))
     read = time.perf_counter()
     kind = _kind(wanted, known)
-    hull = hull_of(known, kind, _scale([*wanted.members, *known.members]))
+    if kind == "total":
+        check_corrections([wanted, known])
+    hull = hull_of(known, kind, common_scale([*wanted.members, *known.members]))
     placements = tuple(_place(member, hull, kind) for member in wanted.members)
     end = time.perf_counter()
     n_phases = len([phase for phase in hull.phases if not phase.id.startswith(_ELEMENT_PREFIX)])
@@ -127,7 +135,8 @@ def _kind(wanted: CrystalSet, known: CrystalSet) -> EnergyKind:
     )
 
 
-def _scale(members: Sequence[Member]) -> EnergyScale:
+def common_scale(members: Sequence[Member]) -> EnergyScale:
+    """Return the one energy scale that `members` name; a nameless one if they name none."""
     scales = {member.energies.scale for member in members if member.energies.scale is not None}
     if len(scales) > 1:
         names = " and ".join(sorted(str(scale) for scale in scales))
@@ -143,7 +152,8 @@ def _place(member: Member, hull: Hull, kind: EnergyKind) -> Placement:
     formula = Composition(member.composition).reduced_formula
     energy = energy_of(member, kind)
     if energy is None:
-        return Placement(member.id, formula, None, f"no {kind} energy is given")
+        problem = member.energies.problem if kind == "total" else None
+        return Placement(member.id, formula, None, problem or f"no {kind} energy is given")
     found = hull.decompose(member.composition, energy, exclude={member.id})
     if found is None:
         missing = sorted(member.composition.keys() - set(hull.elements))

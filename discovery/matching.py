@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import combinations
+from typing import Any, ClassVar, Literal
 
 import moyopy
 import numpy as np
-from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Lattice, Structure
+from pymatgen.analysis.structure_matcher import OrderDisorderElementComparator, StructureMatcher
+from pymatgen.core import Element, Lattice, Structure
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
@@ -56,8 +61,13 @@ def comparable(crystal: Crystal) -> bool:
     """Whether a cell has a volume and is not so thin that searching its lattice vectors takes forever."""
     if not len(crystal) or crystal.volume / len(crystal) < MIN_COMPARABLE_VOLUME:
         return False
-    lengths = Lattice(crystal.lattice).get_lll_reduced_lattice().abc
-    return max(lengths) <= MAX_ASPECT_RATIO * min(lengths)
+    return not is_thin(Lattice(crystal.lattice))
+
+
+def is_thin(lattice: Lattice) -> bool:
+    """Whether the longest vector of the reduced cell is more than 100 times the shortest."""
+    lengths = lattice.get_lll_reduced_lattice().abc
+    return max(lengths) > MAX_ASPECT_RATIO * min(lengths)
 
 
 MIN_COMPARABLE_VOLUME = 0.01
@@ -77,12 +87,19 @@ class Matcher:
         Cells are reduced to primitive and scaled to equal volume.
     """
 
+    kind: ClassVar[str] = "ordered"
+
     def __init__(self, ltol: float = 0.2, stol: float = 0.3, angle_tol: float = 5.0) -> None:
         self._matcher = StructureMatcher(ltol=ltol, stol=stol, angle_tol=angle_tol)
-        self.tolerances = {"ltol": ltol, "stol": stol, "angle_tol": angle_tol}
+        self._tolerances = {"ltol": ltol, "stol": stol, "angle_tol": angle_tol}
         self._ltol, self._angle_tol = ltol, np.radians(angle_tol)
         self._formulas: dict[Crystal, str] = {}
         self._reduced: dict[Crystal, _Reduced | None] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Kind and tolerances: whatever moves the answer."""
+        return {"kind": self.kind, **self._tolerances}
 
     def same(self, crystal: Crystal, known: Crystal) -> bool:
         """Whether `crystal` has the structure of `known`; the relation is neither transitive nor quite symmetric.
@@ -91,10 +108,16 @@ class Matcher:
         """
         if self.formula(crystal) != self.formula(known):
             return False
-        if crystal == known:
-            return True
-        first, second = self._reduce(crystal), self._reduce(known)
-        return first is not None and second is not None and self._fit(first, second)
+        return crystal == known or self._fit(crystal, known)
+
+    def rms(self, crystal: Crystal, known: Crystal) -> float | None:
+        """Return the root mean square displacement of matching sites, as ``StructureMatcher.get_rms_dist`` does.
+
+        In units of (volume/atom)^(1/3), after scaling to equal volume; None if the crystals do not match.
+        """
+        if self.formula(crystal) != self.formula(known):
+            return None
+        return self._rms(crystal, known)
 
     def find(self, crystal: Crystal, known: Mapping[str, Crystal]) -> str | None:
         """Return the id of the first crystal in `known`, in its order, that has the structure of `crystal`, or None.
@@ -111,27 +134,41 @@ class Matcher:
 
     def _reduce(self, crystal: Crystal) -> _Reduced | None:
         if crystal not in self._reduced:
-            self._reduced[crystal] = _Reduced.of(self._matcher, crystal) if comparable(crystal) else None
+            self._reduced[crystal] = _Reduced.of(crystal.to_structure()) if comparable(crystal) else None
         return self._reduced[crystal]
 
-    def _fit(self, crystal: _Reduced, known: _Reduced) -> bool:
-        if crystal.n_atoms != known.n_atoms or not self._lattices_fit(crystal, known):
-            return False
-        return bool(self._matcher.fit(crystal.structure, known.structure, skip_structure_reduction=True))
+    def _candidates(self, crystal: Crystal, known: Crystal) -> tuple[Structure, Structure] | None:
+        """Return the reduced structures if they may match, None if they cannot."""
+        first, second = self._reduce(crystal), self._reduce(known)
+        if first is None or second is None or first.n_sites != second.n_sites or not self._lattices_fit(first, second):
+            return None
+        return first.structure, second.structure
 
-    def _lattices_fit(self, crystal: _Reduced, known: _Reduced) -> bool:
+    def _fit(self, crystal: Crystal, known: Crystal) -> bool:
+        pair = self._candidates(crystal, known)
+        return pair is not None and bool(self._matcher.fit(*pair, skip_structure_reduction=True))
+
+    def _rms(self, crystal: Crystal, known: Crystal) -> float | None:
+        pair = self._candidates(crystal, known)
+        return None if pair is None else _rms_displacement(self._matcher, *pair)
+
+    def _lattices_fit(self, crystal: _Reduced, known: _Reduced, n_cells: int = 1) -> bool:
         """Whether vectors of one lattice have the lengths and angles of the other's cell, as ``fit`` requires.
 
         The lengths of a reduced cell are the shortest of independent vectors, so none can exceed its counterpart by
-        more than the tolerance.
+        more than the tolerance. `n_cells` cells of `crystal` are scaled to the volume of the cell of `known`.
         """
         stretch = 1 + self._ltol + ROUNDING
-        if (crystal.lengths > stretch * known.lengths).any():
+        scale = (known.n_sites / (n_cells * crystal.n_sites)) ** (1 / 3)
+        if (scale * crystal.lengths > stretch * known.lengths).any():
             return False
-        vectors, norms = crystal.vectors_within(stretch * known.lengths[-1])
+        vectors, norms = crystal.vectors_within(stretch * known.lengths[-1] / scale)
         near = [
-            np.abs(norms - length) < (self._ltol + ROUNDING) * length for length in np.linalg.norm(known.cell, axis=1)
+            np.abs(scale * norms - length) < (self._ltol + ROUNDING) * length
+            for length in np.linalg.norm(known.cell, axis=1)
         ]
+        if math.prod(int(mask.sum()) for mask in near) > MAX_MAPPINGS:
+            return False
         directions = [vectors[mask] / norms[mask, None] for mask in near]
         fits = []
         for first, second in ((0, 1), (0, 2), (1, 2)):
@@ -142,23 +179,26 @@ class Matcher:
         return bool((gamma[:, :, None] & beta[:, None, :] & alpha[None]).any())
 
 
+MAX_MAPPINGS = 20_000_000
+"""Combinations of lattice vectors beyond which a supercell is too large to be searched; such crystals do not match."""
+
 ROUNDING = 1e-6
 """Slack of the preliminary tests, so that rounding never rejects what ``StructureMatcher`` accepts."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Reduced:
-    """The reduced primitive cell of a crystal; `cell` and its sorted `lengths` are scaled to volume 1 per atom."""
+    """The reduced primitive cell of a crystal; `cell` and its sorted `lengths` are scaled to volume 1 per site."""
 
     structure: Structure
-    n_atoms: int
+    n_sites: int
     cell: np.ndarray
     lengths: np.ndarray
     _shortest: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, matcher: StructureMatcher, crystal: Crystal) -> _Reduced:
-        structure = matcher._get_reduced_structure(crystal.to_structure(), True, True)
+    def of(cls, structure: Structure) -> _Reduced:
+        structure = StructureMatcher._get_reduced_structure(structure, True, True)
         cell = structure.lattice.matrix * (len(structure) / structure.volume) ** (1 / 3)
         return cls(structure, len(structure), cell, np.sort(np.linalg.norm(cell, axis=1)))
 
@@ -180,6 +220,127 @@ class _Reduced:
         low = np.cos(angle + tolerance) if angle + tolerance < np.pi else -2.0
         high = np.cos(angle - tolerance) if angle > tolerance else 2.0
         return float(low), float(high)
+
+
+def _rms_displacement(matcher: StructureMatcher, crystal: Structure, known: Structure) -> float | None:
+    """Return what ``matcher.get_rms_dist`` returns first, of structures that are reduced already."""
+    match = matcher._match(*matcher._preprocess(crystal, known, skip_structure_reduction=True), use_rms=True)
+    return None if match is None else float(match[0])
+
+
+class DisorderedMatcher(Matcher):
+    """Sees crystals as the same also if they are two orderings of one disordered alloy.
+
+    After the disordered matcher of MatterGen (Zeni et al., Nature 639, 624, 2025). What :class:`Matcher` matches,
+    matches. Else the elements of `crystal` that substitute for each other share their sites by their amounts, and
+    ``StructureMatcher`` compares that with `known` by ``OrderDisorderElementComparator``, with supercells and with
+    subsets of sites. The reduced formulas must be equal, so buckets of one formula hold all candidates. Unlike in
+    MatterGen, space groups that differ do not keep ordered crystals from matching.
+    """
+
+    kind = "disordered"
+
+    def __init__(self, ltol: float = 0.2, stol: float = 0.3, angle_tol: float = 5.0) -> None:
+        super().__init__(ltol, stol, angle_tol)
+        self._disordered = StructureMatcher(
+            ltol=ltol,
+            stol=stol,
+            angle_tol=angle_tol,
+            attempt_supercell=True,
+            allow_subset=True,
+            comparator=OrderDisorderElementComparator(),
+        )
+        self._shared: dict[Crystal, _Reduced | None] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Kind, tolerances, and which elements substitute for each other."""
+        return super().settings | {
+            "max_relative_radius_difference": MAX_RELATIVE_RADIUS_DIFFERENCE,
+            "max_electronegativity_difference": MAX_ELECTRONEGATIVITY_DIFFERENCE,
+        }
+
+    def _fit(self, crystal: Crystal, known: Crystal) -> bool:
+        if super()._fit(crystal, known):
+            return True
+        pair = self._disordered_candidates(crystal, known)
+        return pair is not None and bool(self._disordered.fit(*pair, skip_structure_reduction=True))
+
+    def _rms(self, crystal: Crystal, known: Crystal) -> float | None:
+        found = super()._rms(crystal, known)
+        if found is not None:
+            return found
+        pair = self._disordered_candidates(crystal, known)
+        return None if pair is None else _rms_displacement(self._disordered, *pair)
+
+    def _disordered_candidates(self, crystal: Crystal, known: Crystal) -> tuple[Structure, Structure] | None:
+        """Return `crystal` with shared sites, and `known`, if they may match, None if they cannot."""
+        first, second = self._share(crystal), self._reduce(known)
+        if first is None or second is None:
+            return None
+        n_cells, of_first = self._disordered._get_supercell_size(first.structure, second.structure)
+        small, large = (first, second) if of_first else (second, first)
+        return (first.structure, second.structure) if self._lattices_fit(small, large, n_cells) else None
+
+    def _share(self, crystal: Crystal) -> _Reduced | None:
+        """Return the reduced cell with shared sites; None if no elements substitute for each other."""
+        if crystal not in self._shared:
+            shared = with_shared_sites(crystal) if comparable(crystal) else None
+            self._shared[crystal] = None if shared is None else _Reduced.of(shared)
+        return self._shared[crystal]
+
+
+MAX_RELATIVE_RADIUS_DIFFERENCE = 0.3
+MAX_ELECTRONEGATIVITY_DIFFERENCE = 1.0
+"""Between elements that substitute for each other: of atomic radii over their mean, and on Pauling's scale; MatterGen's
+form of the rules of Hume-Rothery."""
+
+
+@cache
+def substitute(first: str, second: str) -> bool:
+    """Whether two elements may share a site; False if radius or electronegativity of one is unknown."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        a, b = Element(first), Element(second)
+        radius, other_radius, difference = a.atomic_radius, b.atomic_radius, abs(a.X - b.X)
+    if radius is None or other_radius is None:
+        return False
+    mean_radius = (radius + other_radius) / 2
+    return bool(
+        abs(radius - other_radius) <= MAX_RELATIVE_RADIUS_DIFFERENCE * mean_radius
+        and difference <= MAX_ELECTRONEGATIVITY_DIFFERENCE  # never true of an unknown one, which is NaN
+    )
+
+
+def with_shared_sites(crystal: Crystal) -> Structure | None:
+    """Return `crystal` with the elements that substitute for each other spread over their sites by their amounts.
+
+    Elements that are connected through a third one share sites as well. None if no two elements substitute.
+    """
+    amounts = crystal.composition.get_el_amt_dict()
+    groups = [{element} for element in amounts]
+    for first, second in combinations(amounts, 2):
+        if substitute(first, second):
+            joined = [group for group in groups if first in group or second in group]
+            groups = [group for group in groups if group not in joined] + [set().union(*joined)]
+    if len(groups) == len(amounts):
+        return None
+    occupations: dict[Any, Any] = {}
+    for group in groups:
+        total = sum(amounts[element] for element in group)
+        shares = {element: amounts[element] / total for element in sorted(group)}
+        occupations |= dict.fromkeys(group, shares)
+    structure = crystal.to_structure()
+    structure.replace_species(occupations)
+    return structure
+
+
+MatcherKind = Literal["ordered", "disordered"]
+
+
+def create_matcher(kind: MatcherKind, ltol: float = 0.2, stol: float = 0.3, angle_tol: float = 5.0) -> Matcher:
+    """Return a matcher of `kind`."""
+    return (DisorderedMatcher if kind == "disordered" else Matcher)(ltol, stol, angle_tol)
 
 
 class CrystalIndex:

@@ -24,8 +24,9 @@ from ase import Atoms
 from ase.io import read
 from pymatgen.core import Composition, Element, Structure
 
+from discovery.corrections import MP2020, corrected_scale, corrections_of_entry
 from discovery.crystal import CRYSTAL_FORMAT, Crystal
-from discovery.errors import InvalidInputError
+from discovery.errors import EnergyScaleError, InvalidInputError
 from discovery.runfolder import RunFolder
 from discovery.types import EnergyScale
 
@@ -38,12 +39,18 @@ MAX_FILE_BYTES = 50 * 2**20
 
 
 class Energies(NamedTuple):
-    """Energies of a member, eV/atom, as far as its file gives them."""
+    """Energies of a member, eV/atom, as far as its file gives them.
+
+    `corrections`, name → eV/atom, are contained in `total`; None if the file does not tell. `problem` says why there is
+    no `total` although the file gives one.
+    """
 
     total: float | None = None
     formation: float | None = None
     above_hull: float | None = None
     scale: EnergyScale | None = None
+    corrections: Mapping[str, float] | None = None
+    problem: str | None = None
 
 
 NO_ENERGIES = Energies()
@@ -88,7 +95,9 @@ class CrystalSet:
         return {member.id: member.crystal for member in self.members if member.crystal is not None}
 
 
-def read_set(path: Path, *, crystals: bool = True) -> CrystalSet:
+def read_set(
+    path: Path, *, crystals: bool = True, corrections: bool = False, progress: Callable[[], None] | None = None
+) -> CrystalSet:
     """Read a set of crystals.
 
     Parameters
@@ -99,32 +108,52 @@ def read_set(path: Path, *, crystals: bool = True) -> CrystalSet:
         Files may be compressed by gzip.
     crystals
         False skips the structures of a CSV file whose formulas are given; compositions and energies remain.
+    corrections
+        Correct the total energies of entries by MP2020, from their uncorrected energies and once, whatever corrections
+        they have. Those of an energy scale that contains MP2020 stay as they are.
+    progress
+        Called after each member.
 
     Raises
     ------
     InvalidInputError
         If `path` does not exist or is of no known kind, or two members have the same id.
+    EnergyScaleError
+        If energies are to be corrected of which the file does not tell how they were computed.
     """
     if not path.exists():
         raise InvalidInputError(f"{path} does not exist; name a folder, an archive or a file of crystals")
-    members = tuple(_reader(path)(path, crystals))
+    members: list[Member] = []
     seen: set[str] = set()
-    for member in members:
+    for member in _reader(path, corrections)(path, crystals):
+        members.append(member)
+        if progress is not None:
+            progress()
         if member.id in seen:
             raise InvalidInputError(f"{path}: id {member.id!r} occurs twice; give each crystal an id of its own")
         seen.add(member.id)
-    return CrystalSet(path, _hash(path), members)
+        if corrections and _unknown_corrections(member.energies):
+            raise EnergyScaleError(
+                f"{path}: the total energy of {member.id!r} cannot be corrected, because only JSON entries tell how "
+                "their energies were computed; give entries, or leave --corrections out"
+            )
+    return CrystalSet(path, _hash(path), tuple(members))
+
+
+def _unknown_corrections(energies: Energies) -> bool:
+    named = energies.scale is not None and energies.scale.corrections == MP2020
+    return energies.total is not None and energies.corrections is None and not named
 
 
 _Reader = Callable[[Path, bool], Iterator[Member]]
 
 
-def _reader(path: Path) -> _Reader:
+def _reader(path: Path, corrections: bool = False) -> _Reader:
     if path.is_dir():
         return _campaign if RunFolder(path).holds_campaign else _folder
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
-    readers: dict[str, _Reader] = {".zip": _archive, ".csv": _csv, ".json": _json}
+    readers: dict[str, _Reader] = {".zip": _archive, ".csv": _csv, ".json": partial(_json, corrections)}
     readers |= dict.fromkeys(FRAME_SUFFIXES, _frames) | dict.fromkeys(STRUCTURE_SUFFIXES, _structure_file)
     if kind not in readers:
         raise InvalidInputError(
@@ -290,7 +319,7 @@ def _of_cif_cell(text: str | None) -> Crystal:
     return _of_text(text, ".cif")
 
 
-def _json(path: Path, _crystals: bool) -> Iterator[Member]:
+def _json(corrections: bool, path: Path, _crystals: bool) -> Iterator[Member]:
     with _open(path) as file:
         try:
             data = json.load(file)
@@ -302,17 +331,17 @@ def _json(path: Path, _crystals: bool) -> Iterator[Member]:
         if not isinstance(item, dict):
             yield Member(f"entry-{number}", None, problem="unreadable: not an entry, structure or crystal")
             continue
-        yield _entry(item, number)
+        yield _entry(item, number, corrections)
 
 
-def _entry(item: Mapping[str, Any], number: int) -> Member:
+def _entry(item: Mapping[str, Any], number: int, corrections: bool) -> Member:
     id_ = str(item.get("entry_id") or item.get("name") or item.get("id") or f"entry-{number}")
     if item.get("format") == CRYSTAL_FORMAT:
         return _member(id_, lambda: Crystal.from_dict(item))
     if "lattice" in item and "sites" in item:
         return _member(id_, lambda: Crystal.from_structure(Structure.from_dict(dict(item))))
     try:
-        energies, amounts = _entry_energies(item)
+        energies, amounts = _entry_energies(item, corrections)
     except (ValueError, TypeError, KeyError, AttributeError, InvalidInputError) as error:
         return Member(id_, None, problem=f"unreadable entry: {type(error).__name__}: {error}")
     structure = item.get("structure")
@@ -322,28 +351,52 @@ def _entry(item: Mapping[str, Any], number: int) -> Member:
     return Member(id_, member.crystal, amounts, energies, member.problem)
 
 
-def _entry_energies(item: Mapping[str, Any]) -> tuple[Energies, dict[str, float]]:
-    """Return energies with their corrections, and the composition, of a pymatgen entry's dictionary."""
+def _entry_energies(item: Mapping[str, Any], corrections: bool) -> tuple[Energies, dict[str, float]]:
+    """Return the energies, corrections included, and the composition of a pymatgen entry's dictionary.
+
+    With `corrections` they are those of MP2020 instead of the entry's own.
+    """
+    structure = Structure.from_dict(item["structure"]) if item.get("structure") is not None else None
     if "composition" in item:
         composition = Composition(item["composition"])
-    elif "structure" in item:
-        composition = Structure.from_dict(item["structure"]).composition
+    elif structure is not None:
+        composition = structure.composition
     else:
         raise InvalidInputError("it has neither 'composition' nor 'structure'")
     amounts = _amounts(composition)
-    energy = _number(item.get("energy"))
-    adjustments = item.get("energy_adjustments") or []
-    if energy is not None:
-        energy += sum(_adjustment(adjustment) for adjustment in adjustments)
-        energy += float(item.get("correction") or 0.0) if not adjustments else 0.0
+    n_atoms = sum(amounts.values())
+    energy, problem = _number(item.get("energy")), None
     data = item.get("data") or {}
-    scale = (item.get("parameters") or {}).get("energy_scale") or item.get("energy_scale")
+    parameters = item.get("parameters") or {}
+    named = parameters.get("energy_scale") or item.get("energy_scale")
+    scale = EnergyScale(**named) if isinstance(named, dict) else None
+    try:
+        if corrections and energy is not None and (scale is None or scale.corrections != MP2020):
+            scale = corrected_scale(scale) if scale is not None else None
+            contained = corrections_of_entry(composition, structure, parameters, data)
+        else:
+            contained = _own_corrections(item)
+    except InvalidInputError as error:
+        energy, problem, contained = None, str(error), {}
     return Energies(
-        None if energy is None else energy / sum(amounts.values()),
+        None if energy is None else (energy + sum(contained.values())) / n_atoms,
         _number(data.get("formation_energy_per_atom")),
         _number(data.get("e_above_hull", data.get("energy_above_hull"))),
-        EnergyScale(**scale) if isinstance(scale, dict) else None,
+        scale,
+        {name: value / n_atoms for name, value in contained.items()},
+        problem,
     ), amounts
+
+
+def _own_corrections(item: Mapping[str, Any]) -> dict[str, float]:
+    """Return name → eV per cell of the corrections that an entry brings."""
+    found: dict[str, float] = {}
+    for adjustment in item.get("energy_adjustments") or []:
+        name = str(adjustment.get("name") or "unnamed")
+        found[name] = found.get(name, 0.0) + _adjustment(adjustment)
+    if not found and item.get("correction"):
+        found["correction"] = float(item["correction"])
+    return found
 
 
 def _adjustment(adjustment: Mapping[str, Any]) -> float:

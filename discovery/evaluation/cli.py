@@ -1,13 +1,17 @@
 """The command ``discovery evaluate``: one subcommand per protocol."""
 
 import json
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from discovery.generation import CheckpointOption, GeneratorOption, SettingsArgument, create_generator
+from discovery.generation import CheckpointOption, GeneratorOption, SettingsArgument, create_generator, whole_atoms
+
+if TYPE_CHECKING:
+    from discovery.evaluation.output import Stages
+    from discovery.protocols import Oracle
+    from discovery.sets import CrystalSet
 
 app = typer.Typer(help="Judge generated crystals by the field's protocols.", no_args_is_help=True)
 
@@ -17,7 +21,9 @@ def evaluate() -> None:
     """Judge generated crystals by the field's protocols."""
 
 
-ReferenceOption = Annotated[Path, typer.Option(help="Reference crystals: any of the same forms.")]
+ReferenceOption = Annotated[
+    Path | None, typer.Option(help="The test set, in any of the same forms; without it only validity is judged.")
+]
 HullOption = Annotated[
     Path, typer.Option("--hull", help="Entries of the reference hull: CSV, JSON, extxyz, run folder.")
 ]
@@ -30,10 +36,45 @@ PageOption = Annotated[Path | None, typer.Option("--html", help="Also write a pa
 SeedOption = Annotated[int, typer.Option(help="Of draws and intervals.")]
 
 
+Corrections = Literal["none", "mp2020"]
+MatcherOption = Annotated[
+    Literal["ordered", "disordered"],
+    typer.Option(help="Which crystals are the same; disordered: also two orderings of one alloy."),
+]
+CorrectionsOption = Annotated[
+    Corrections,
+    typer.Option(help="Correct energies once, from the uncorrected ones of entries and oracles; none: as they are."),
+]
+KnownOption = Annotated[Path | None, typer.Option(help="Crystals that are known; those of the hull by default.")]
+
+
+def _read(path: Path, bars: "Stages", *, crystals: bool = True, corrections: bool = False) -> "CrystalSet":
+    from discovery.sets import read_set
+
+    return read_set(path, crystals=crystals, corrections=corrections, progress=lambda: bars(f"reading {path.name}"))
+
+
+def _hull_and_known(
+    hull: Path, reference: Path | None, bars: "Stages", corrections: Corrections
+) -> "tuple[CrystalSet, CrystalSet]":
+    """Return the entries of the hull and the known crystals."""
+    entries = _read(hull, bars, crystals=reference is None, corrections=corrections == "mp2020")
+    return entries, entries if reference is None else _read(reference, bars)
+
+
+def _create_oracle(name: str, settings: list[str]) -> "Oracle":
+    from discovery import plugins
+    from discovery.config import parse_options
+
+    plugin = plugins.load("oracles", name)
+    oracle: Oracle = plugin(parse_options(plugin.Config, settings))
+    return oracle
+
+
 @app.command()
 def proxy(
     generated: GeneratedArgument,
-    reference: ReferenceOption,
+    reference: ReferenceOption = None,
     data_set: Annotated[str, typer.Option(help="Whose cut-offs of coverage: mp20, carbon or perovskite.")] = "mp20",
     workers: Annotated[int, typer.Option(min=1, help="Processes that compute fingerprints.")] = 1,
     seed: SeedOption = 0,
@@ -42,14 +83,22 @@ def proxy(
     page: PageOption = None,
 ) -> None:
     """P1: validity, coverage, diversity and distributions of CDVAE, against a test set."""
-    from discovery.evaluation.output import progress_bar, show
+    from discovery.evaluation.output import progress_bars, show
     from discovery.evaluation.proxy import evaluate as judge
-    from discovery.sets import read_set
+    from discovery.evaluation.proxy import evaluate_validity
 
-    wanted, known = read_set(generated), read_set(reference)
-    with progress_bar("fingerprints", len(wanted.crystals) + len(known.crystals)) as bar:
-        advance = partial(bar.advance, bar.task_ids[0])
-        result = judge(wanted, known, data_set=data_set, workers=workers, seed=seed, progress=advance)
+    with progress_bars() as bars:
+        wanted = _read(generated, bars)
+        if reference is None:
+            bars.expect(validity=len(wanted.crystals))
+            result = evaluate_validity(wanted, workers=workers, seed=seed, progress=lambda: bars("validity"))
+            show(result, as_json=as_json, out=out, page=page)
+            return
+        known = _read(reference, bars)
+        bars.expect(fingerprints=len(wanted.crystals) + len(known.crystals))
+        result = judge(
+            wanted, known, data_set=data_set, workers=workers, seed=seed, progress=lambda: bars("fingerprints")
+        )
     show(result, as_json=as_json, out=out, page=page)
 
 
@@ -57,19 +106,22 @@ def proxy(
 def reconstruction(
     predicted: GeneratedArgument,
     truth: Annotated[Path, typer.Argument(help="The true crystals, one for each prediction, with its id or in order.")],
+    matcher: MatcherOption = "ordered",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     out: OutOption = None,
     page: PageOption = None,
 ) -> None:
     """P2: match rate and displacement of predicted crystals against the true ones."""
-    from discovery.evaluation.output import progress_bar, show
+    from discovery.evaluation.output import progress_bars, show
     from discovery.evaluation.reconstruction import evaluate as judge
-    from discovery.sets import read_set
+    from discovery.evaluation.reconstruction import protocol_matcher
 
-    found, true = read_set(predicted), read_set(truth)
-    with progress_bar("matching", len(true.members)) as bar:
-        result = judge(found, true, seed=seed, progress=partial(bar.advance, bar.task_ids[0]))
+    with progress_bars() as bars:
+        found, true = _read(predicted, bars), _read(truth, bars)
+        bars.expect(matching=len(true.members))
+        chosen = protocol_matcher(matcher)
+        result = judge(found, true, matcher=chosen, seed=seed, progress=lambda: bars("matching"))
     show(result, as_json=as_json, out=out, page=page)
 
 
@@ -80,39 +132,43 @@ def stability(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the oracle, such as fmax=0.05.")
     ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="Crystals that are known; those of the hull by default.")
-    ] = None,
+    reference: KnownOption = None,
     oracle: Annotated[
         str | None, typer.Option(help="Relaxes the crystals; without it they must have energies and be relaxed.")
     ] = None,
+    matcher: MatcherOption = "ordered",
+    corrections: CorrectionsOption = "none",
     sampling_seconds: Annotated[float | None, typer.Option(help="What generating them took, for the cost.")] = None,
+    sampling_on_gpu: Annotated[bool, typer.Option("--sampling-on-gpu", help="It took them on a GPU.")] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     out: OutOption = None,
     page: PageOption = None,
 ) -> None:
     """P3: stable, unique and novel crystals at 0, 0.025, 0.05 and 0.1 eV/atom, and what they cost."""
-    from discovery import plugins
-    from discovery.config import parse_options
-    from discovery.evaluation.output import progress_bar, show
+    from discovery.evaluation.cost import Clock
+    from discovery.evaluation.output import progress_bars, show
     from discovery.evaluation.stability import evaluate as judge
-    from discovery.sets import read_set
+    from discovery.matching import create_matcher
 
-    entries = read_set(hull, crystals=reference is None)
-    known = entries if reference is None else read_set(reference)
-    wanted = read_set(generated)
-    plugin = plugins.load("oracles", oracle) if oracle is not None else None
-    chosen = plugin(parse_options(plugin.Config, settings or [])) if plugin is not None else None
-    with progress_bar("relaxing", len(wanted.members)) as bar:
+    sampling = Clock()
+    if sampling_seconds is not None:
+        sampling.add("sampling", sampling_seconds, on_gpu=sampling_on_gpu)
+    with progress_bars() as bars:
+        entries, known = _hull_and_known(hull, reference, bars, corrections)
+        wanted = _read(generated, bars, corrections=corrections == "mp2020" and oracle is None)
+        n = len(wanted.members)
+        bars.expect(relaxation=n, uniqueness=n, novelty=n, displacements=n)
         result = judge(
             wanted,
             entries,
-            known.crystals,
-            chosen,
+            known,
+            _create_oracle(oracle, settings or []) if oracle is not None else None,
+            matcher=create_matcher(matcher),
+            corrections=corrections == "mp2020",
             seed=seed,
-            sampling_seconds=sampling_seconds,
-            progress=partial(bar.advance, bar.task_ids[0]),
+            sampling=sampling,
+            progress=bars,
         )
     show(result, as_json=as_json, out=out, page=page)
 
@@ -124,18 +180,20 @@ def pairs(
     hull: Annotated[
         Path | None, typer.Option(help="Entries of the reference hull, for numbers of stable crystals.")
     ] = None,
+    corrections: CorrectionsOption = "none",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     out: OutOption = None,
     page: PageOption = None,
 ) -> None:
     """P4: formation energies of two sets of relaxed crystals, composition by composition (UniMat)."""
-    from discovery.evaluation.output import show
+    from discovery.evaluation.output import progress_bars, show
     from discovery.evaluation.pairs import evaluate as judge
-    from discovery.sets import read_set
 
-    entries = read_set(hull, crystals=False) if hull is not None else None
-    result = judge(read_set(first, crystals=False), read_set(second, crystals=False), entries, seed=seed)
+    with progress_bars() as bars:
+        paths = [first, second, *([hull] if hull is not None else [])]
+        sets = [_read(path, bars, crystals=False, corrections=corrections == "mp2020") for path in paths]
+        result = judge(*sets, seed=seed)
     show(result, as_json=as_json, out=out, page=page)
 
 
@@ -169,49 +227,67 @@ def csp(
 
 
 def compare(
-    compositions: Annotated[list[str], typer.Argument(help="Atoms in the cells, such as Mg2Si Ca1Ti1O3.")],
+    compositions: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMPOSITION... [NAME.KEY=VALUE]...",
+            help="Atoms in the cells, such as Mg2Si Ca1Ti1O3; then settings of a generator or of the oracle by its "
+            "name, such as unimat.steps=50 chgnet.fmax=0.1.",
+        ),
+    ],
     hull: HullOption,
     generator: Annotated[list[str], typer.Option(help="Name of a generator; give it several times.")],
     samples: Annotated[int, typer.Option(min=1, help="Samples of each composition, for each generator.")] = 16,
+    relaxations: Annotated[int | None, typer.Option(min=1, help="Relaxations that each generator may take.")] = None,
     oracle: Annotated[str, typer.Option(help="Relaxes all samples and is the common filter.")] = "chgnet",
-    oracle_seconds: Annotated[float | None, typer.Option(help="Limit of relaxation for each generator, s.")] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="Crystals that are known; those of the hull by default.")
+    oracle_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Seconds of relaxation that each generator may take.")
     ] = None,
+    reference: KnownOption = None,
+    matcher: MatcherOption = "ordered",
+    corrections: CorrectionsOption = "none",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     out: OutOption = None,
+    page: PageOption = None,
 ) -> None:
     """Compare generators at equal budget: the same compositions, samples, relaxations and hull for all."""
-    from pymatgen.core import Composition
-
-    from discovery import plugins
-    from discovery.errors import InvalidInputError
     from discovery.evaluation.compare import compare as judge
-    from discovery.evaluation.output import progress_bar, show_comparison
-    from discovery.sets import read_set
+    from discovery.evaluation.output import progress_bars, show_comparison
+    from discovery.evaluation.stability import Budget
+    from discovery.matching import create_matcher
     from discovery.types import Target
 
-    targets = []
-    for formula in compositions:
-        try:
-            amounts = Composition(formula).get_el_amt_dict()
-        except ValueError as error:
-            raise InvalidInputError(f"{formula}: {error}; write compositions such as Mg2Si") from error
-        targets.append(Target(samples, {element: int(n) for element, n in amounts.items()}))
-    entries = read_set(hull, crystals=reference is None)
-    known = entries if reference is None else read_set(reference)
-    plugin = plugins.load("oracles", oracle)
-    chosen = {name: create_generator(name, None, []) for name in generator}
-    with progress_bar("relaxing", len(chosen) * len(targets) * samples) as bar:
+    targets = [Target(samples, whole_atoms(item, "composition")) for item in compositions if "=" not in item]
+    settings = _settings_by_name([item for item in compositions if "=" in item], {*generator, oracle})
+    chosen = {name: create_generator(name, None, settings[name]) for name in generator}
+    with progress_bars() as bars:
+        entries, known = _hull_and_known(hull, reference, bars, corrections)
+        n = len(targets) * samples
+        bars.expect(sampling=n, relaxation=n, uniqueness=n, novelty=n, displacements=n)
         comparison = judge(
             chosen,
             targets,
             entries,
-            known.crystals,
-            plugin(plugin.Config()),
-            oracle_seconds=oracle_seconds,
+            known,
+            _create_oracle(oracle, settings[oracle]),
+            matcher=create_matcher(matcher),
+            corrections=corrections == "mp2020",
+            budget=Budget(relaxations, oracle_seconds),
             seed=seed,
-            progress=partial(bar.advance, bar.task_ids[0]),
+            progress=bars,
         )
-    show_comparison(comparison, as_json=as_json, out=out)
+    show_comparison(comparison, as_json=as_json, out=out, page=page)
+
+
+def _settings_by_name(given: list[str], names: set[str]) -> dict[str, list[str]]:
+    """Return plug-in → its settings, of settings such as ``unimat.steps=50``."""
+    from discovery.errors import ConfigError
+
+    settings: dict[str, list[str]] = {name: [] for name in names}
+    for item in given:
+        name, _, setting = item.partition(".")
+        if name not in settings or not setting:
+            raise ConfigError(f"{item}: write NAME.KEY=VALUE with one of the names {', '.join(sorted(names))}")
+        settings[name].append(setting)
+    return settings

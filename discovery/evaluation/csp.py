@@ -5,7 +5,6 @@ After Xie et al. (CDVAE, ICLR 2022) and Jiao et al. (DiffCSP, NeurIPS 2023).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -13,7 +12,8 @@ import numpy as np
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
-from discovery.evaluation.reconstruction import ANGLE_TOLERANCE, LENGTH_TOLERANCE, SITE_TOLERANCE, match_rms
+from discovery.evaluation.cost import Clock
+from discovery.evaluation.reconstruction import match_rms, protocol_matcher
 from discovery.evaluation.validity import charges, distances_are_valid
 from discovery.protocols import Generator
 from discovery.types import Target
@@ -41,8 +41,8 @@ class CspResult:
         Test crystals, and samples for each.
     valid_rate
         Share of samples with valid distances among all that were asked for.
-    seconds
-        Wall time of sampling alone.
+    seconds, gpu_seconds
+        Wall time of sampling alone, and that part of it in which a GPU was held.
     rms
         Of each test crystal, the smallest displacement among its samples, in units of (volume/atom)^(1/3).
     """
@@ -53,16 +53,18 @@ class CspResult:
     samples: int
     valid_rate: float
     seconds: float
+    gpu_seconds: float
     rms: tuple[float | None, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Return the JSON form that `discovery evaluate csp --json` prints."""
-        tolerances = {"ltol": LENGTH_TOLERANCE, "stol": SITE_TOLERANCE, "angle_tol": ANGLE_TOLERANCE}
         return {
             "match_rate": {"all": self.all.match_rate, "valid": self.valid.match_rate},
             "rmse": {"all": self.all.rmse, "valid": self.valid.rmse},
             **{key: value for key, value in asdict(self).items() if key not in ("all", "valid", "rms")},
-            "matcher": tolerances,
+            "seconds_per_sample": self.seconds / (self.samples * self.n),
+            "gpu_seconds_per_sample": self.gpu_seconds / (self.samples * self.n),
+            "matcher": protocol_matcher().settings,
         }
 
 
@@ -80,9 +82,9 @@ def predict(generator: Generator, truths: Sequence[Crystal], *, samples: int, se
         Target(samples, composition={element: int(n) for element, n in truth.composition.get_el_amt_dict().items()})
         for truth in truths
     ]
-    start = time.perf_counter()
-    predicted = generator.sample(targets, seed=seed)
-    seconds = time.perf_counter() - start
+    clock, matcher = Clock(), protocol_matcher()
+    with clock.stage("sampling"):
+        predicted = generator.sample(targets, seed=seed)
     best: list[float | None] = [None] * len(truths)
     best_valid: list[float | None] = [None] * len(truths)
     neutral = [charges(truth) == "valid" for truth in truths]
@@ -90,7 +92,7 @@ def predict(generator: Generator, truths: Sequence[Crystal], *, samples: int, se
     for item in predicted:
         valid = item.crystal is not None and distances_are_valid(item.crystal.to_structure())
         n_valid += valid
-        rms = match_rms(item.crystal, truths[item.target])
+        rms = match_rms(item.crystal, truths[item.target], matcher)
         best[item.target] = _smaller(best[item.target], rms)
         if valid and neutral[item.target]:
             best_valid[item.target] = _smaller(best_valid[item.target], rms)
@@ -100,7 +102,8 @@ def predict(generator: Generator, truths: Sequence[Crystal], *, samples: int, se
         len(truths),
         samples,
         n_valid / (samples * len(truths)),
-        seconds,
+        clock.seconds["sampling"],
+        clock.gpu_seconds["sampling"],
         tuple(best),
     )
 

@@ -11,12 +11,13 @@ from pymatgen.analysis.local_env import CrystalNN, LocalStructOrderParams
 from pymatgen.core import Composition, Structure
 
 from discovery.evaluation.tables import table
+from discovery.matching import is_thin
 
 N_COORDINATIONS = 24
 """Coordination numbers that the structure fingerprint distinguishes."""
 
 MIN_VOLUME_PER_ATOM = 0.5
-"""Å³; denser cells have no fingerprint, because the search for neighbours would take hours."""
+"""Å³; denser cells have no fingerprint, and thin ones have none, because the search for neighbours would take hours."""
 
 
 def composition_fingerprint(composition: Composition) -> np.ndarray:
@@ -43,7 +44,7 @@ def structure_fingerprint(structure: Structure) -> np.ndarray | None:
 
     After Zimmermann and Jain (RSC Adv. 10, 6063, 2020); neighbours by pymatgen's ``CrystalNN``.
     """
-    if not len(structure) or structure.volume / len(structure) < MIN_VOLUME_PER_ATOM:
+    if not len(structure) or structure.volume / len(structure) < MIN_VOLUME_PER_ATOM or is_thin(structure.lattice):
         return None
     try:
         with warnings.catch_warnings():

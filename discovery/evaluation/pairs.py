@@ -5,15 +5,17 @@ After the evaluation of UniMat (Yang et al., ICLR 2024), which compares a model 
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 from pymatgen.core import Composition
 
+from discovery.corrections import check_corrections, listed_corrections
 from discovery.errors import InvalidInputError
+from discovery.evaluation.cost import Clock
 from discovery.evaluation.results import Metric, Result, rate, statistic
-from discovery.hull_command import EnergyKind, energy_of, hull_of
+from discovery.hull_command import EnergyKind, common_scale, energy_of, hull_of
 from discovery.sets import CrystalSet, Member
 from discovery.types import EnergyScale
 
@@ -41,31 +43,41 @@ def evaluate(first: CrystalSet, second: CrystalSet, hull_entries: CrystalSet | N
     seed
         Of the bootstrap.
     """
-    start = time.perf_counter()
+    clock = Clock()
     sets = {"first": first, "second": second}
-    kind = _kind([*sets.values(), *([hull_entries] if hull_entries is not None else [])])
-    lowest = {name: _lowest(one, kind) for name, one in sets.items()}
-    common = sorted(lowest["first"].keys() & lowest["second"].keys())
-    differences = [lowest["first"][formula] - lowest["second"][formula] for formula in common]
-    metrics = [
-        statistic("delta_formation_energy", differences, seed=seed, note="mean of first − second, eV/atom"),
-        rate("reduction_rate", int(np.sum(np.array(differences) < 0)), len(differences), "first lower than second"),
-    ]
-    outcomes: dict[str, str] = {}
-    for name, one in sets.items():
-        requested = _formulas(one)
-        metrics.append(rate(f"convergence_rate_{name}", len(lowest[name]), len(requested), "compositions"))
-        outcomes |= {f"{name}: {member.id}": _outcome(member, kind) for member in one.members}
-        if hull_entries is not None:
-            metrics += _stable(one, hull_entries, kind, name)
+    references = {"hull": hull_entries} if hull_entries is not None else {}
+    with clock.stage("comparison"):
+        kind = _kind([*sets.values(), *references.values()])
+        if kind == "total":
+            check_corrections([*sets.values(), *references.values()])
+            common_scale([member for one in (sets | references).values() for member in one.members])
+        lowest = {name: _lowest(one, kind) for name, one in sets.items()}
+        common = sorted(lowest["first"].keys() & lowest["second"].keys())
+        differences = [lowest["first"][formula] - lowest["second"][formula] for formula in common]
+        compared = f"{len(common)} compositions are in both sets"
+        metrics = [
+            statistic(
+                "delta_formation_energy", differences, seed=seed, note=f"mean of first − second, eV/atom; {compared}"
+            ),
+            rate("reduction_rate", int(np.sum(np.array(differences) < 0)), len(differences), "first lower than second"),
+        ]
+        outcomes: dict[str, str] = {}
+        for name, one in sets.items():
+            requested = _formulas(one)
+            metrics.append(rate(f"convergence_rate_{name}", len(lowest[name]), len(requested), "compositions"))
+            outcomes |= {f"{name}: {member.id}": _outcome(member, kind, lowest) for member in one.members}
+            if hull_entries is not None:
+                metrics += _stable(one, hull_entries, kind, name)
     return Result(
         PROTOCOL,
         tuple(metrics),
         outcomes,
-        sets | ({"hull": hull_entries} if hull_entries is not None else {}),
-        {"energies": kind, "metastable": METASTABLE, "compositions_in_common": len(common), "seed": seed},
-        {"comparison": time.perf_counter() - start},
+        sets | references,
+        {"energies": kind, "metastable": METASTABLE, "seed": seed},
+        clock.seconds,
+        clock.gpu_seconds,
         {"formation energy difference, first − second (eV/atom)": {"common compositions": differences}},
+        {role: listed_corrections(one) for role, one in (sets | references).items()} if kind == "total" else {},
     )
 
 
@@ -82,10 +94,13 @@ def _formulas(one: CrystalSet) -> set[str]:
     return {Composition(member.composition).reduced_formula for member in one.members if member.composition}
 
 
-def _outcome(member: Member, kind: EnergyKind) -> str:
+def _outcome(member: Member, kind: EnergyKind, lowest: Mapping[str, Mapping[str, float]]) -> str:
     if not member.composition:
         return f"unusable: {member.problem or 'no atoms'}"
-    return "no energy" if energy_of(member, kind) is None else "compared if its composition is in both sets"
+    if energy_of(member, kind) is None:
+        return "no energy: not converged"
+    formula = Composition(member.composition).reduced_formula
+    return "compared" if all(formula in found for found in lowest.values()) else "converged, in one set only"
 
 
 def _lowest(one: CrystalSet, kind: EnergyKind) -> dict[str, float]:

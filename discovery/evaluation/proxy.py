@@ -6,10 +6,10 @@ broken, not that something is good.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -19,6 +19,7 @@ from scipy.stats import wasserstein_distance
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
+from discovery.evaluation.cost import Clock
 from discovery.evaluation.fingerprints import composition_fingerprint, structure_fingerprint
 from discovery.evaluation.results import CONFIDENCE_Z, Metric, Result, rate, statistic, unusable
 from discovery.evaluation.validity import charges, distances_are_valid, images_are_valid
@@ -56,24 +57,27 @@ class Description:
         return self.distances_valid and self.charges == "valid" and self.structure is not None
 
     @property
-    def outcome(self) -> str:
-        """Valid, or the first reason against it."""
+    def reason(self) -> str | None:
+        """Why distances or charges are not valid; None if they are."""
         if not self.distances_valid:
             return "invalid: distances"
-        if self.charges != "valid":
-            return f"{self.charges}: charges"
-        return "valid" if self.structure is not None else "invalid: no structure fingerprint"
+        return None if self.charges == "valid" else f"{self.charges}: charges"
+
+    @property
+    def outcome(self) -> str:
+        """Valid, or the first reason against it."""
+        return self.reason or ("valid" if self.structure is not None else "invalid: no structure fingerprint")
 
 
-def describe(crystal: Crystal) -> Description:
-    """Describe one crystal."""
+def describe(crystal: Crystal, *, fingerprints: bool = True) -> Description:
+    """Describe one crystal, without fingerprints if they are not wanted."""
     structure = crystal.to_structure()
-    fingerprint = structure_fingerprint(structure)
+    fingerprint = structure_fingerprint(structure) if fingerprints else None
     return Description(
         distances_valid=distances_are_valid(structure),
         charges=charges(crystal),
         images_valid=images_are_valid(structure),
-        density=float(structure.density),
+        density=float(structure.density) if structure.volume > 0 else np.inf,
         n_elements=len(structure.composition),
         structure=fingerprint,
         composition=composition_fingerprint(structure.composition) if fingerprint is not None else None,
@@ -81,18 +85,23 @@ def describe(crystal: Crystal) -> Description:
 
 
 def describe_all(
-    crystals: Sequence[Crystal], *, workers: int = 1, progress: Callable[[], None] | None = None
+    crystals: Sequence[Crystal],
+    *,
+    fingerprints: bool = True,
+    workers: int = 1,
+    progress: Callable[[], None] | None = None,
 ) -> list[Description]:
     """Describe crystals in `workers` processes; `progress` is called after each."""
     found = []
+    one = partial(describe, fingerprints=fingerprints)
     if workers == 1:
         for crystal in crystals:
-            found.append(describe(crystal))
+            found.append(one(crystal))
             if progress is not None:
                 progress()
         return found
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for description in pool.map(describe, crystals, chunksize=8):
+        for description in pool.map(one, crystals, chunksize=8):
             found.append(description)
             if progress is not None:
                 progress()
@@ -127,42 +136,25 @@ def evaluate(
     """
     if data_set not in CUTOFFS:
         raise InvalidInputError(f"data set {data_set!r} has no cut-offs; choose one of {', '.join(CUTOFFS)}")
-    start = time.perf_counter()
-    usable = [
-        (member.id, member.crystal)
-        for member in generated.members
-        if member.crystal is not None and len(member.crystal)
-    ]
-    found = describe_all([crystal for _, crystal in usable], workers=workers, progress=progress)
-    middle = time.perf_counter()
-    known = describe_all(
-        [crystal for crystal in reference.crystals.values() if len(crystal)], workers=workers, progress=progress
-    )
-    end = time.perf_counter()
-    descriptions = {id_: description for (id_, _), description in zip(usable, found, strict=True)}
-    outcomes = {
-        member.id: descriptions[member.id].outcome if member.id in descriptions else unusable(member)
-        for member in generated.members
-    }
-    n = len(outcomes)
-    metrics = [
-        rate("struct_valid", sum(one.distances_valid for one in found), n),
-        rate(
-            "struct_valid_with_images",
-            sum(one.distances_valid and one.images_valid for one in found),
-            n,
-            "stricter than the original: distances of atoms from their own images count as well",
-        ),
-        rate("comp_valid", sum(one.charges == "valid" for one in found), n),
-        rate("valid", sum(one.valid for one in found), n),
-        *_distributions([one for one in found if one.valid], known, seed),
-        *_coverage(found, known, n, CUTOFFS[data_set], seed),
-    ]
-    lost = len(reference.members) - len(known)
+    clock = Clock()
+    usable = {id_: crystal for id_, crystal in generated.crystals.items() if len(crystal)}
+    with clock.stage("generated"):
+        found = describe_all(list(usable.values()), workers=workers, progress=progress)
+    with clock.stage("reference"):
+        known = describe_all(
+            [crystal for crystal in reference.crystals.values() if len(crystal)], workers=workers, progress=progress
+        )
+    with clock.stage("metrics"):
+        metrics = [
+            *_validity(found, len(generated.members)),
+            rate("valid", sum(one.valid for one in found), len(generated.members)),
+            *_distributions([one for one in found if one.valid], known, seed),
+            *_coverage(found, known, len(generated.members), CUTOFFS[data_set], seed),
+        ]
     return Result(
         PROTOCOL,
         tuple(metrics),
-        outcomes,
+        _outcomes(generated, dict(zip(usable, [one.outcome for one in found], strict=True))),
         {"generated": generated, "reference": reference},
         {
             "data_set": data_set,
@@ -170,9 +162,9 @@ def evaluate(
             "composition_cutoff": CUTOFFS[data_set][1],
             "oxidation_states": "smact 2.6",
             "seed": seed,
-            "reference_members_unusable": lost,
         },
-        {"generated": middle - start, "reference": end - middle, "metrics": time.perf_counter() - end},
+        clock.seconds,
+        clock.gpu_seconds,
         {
             "density (g/cm³)": {
                 "generated, valid": [one.density for one in found if one.valid],
@@ -184,6 +176,50 @@ def evaluate(
             },
         },
     )
+
+
+def evaluate_validity(
+    generated: CrystalSet, *, workers: int = 1, seed: int = 0, progress: Callable[[], None] | None = None
+) -> Result:
+    """Judge distances and charges alone, without fingerprints and reference: for hundreds of thousands of crystals."""
+    clock = Clock()
+    usable = {id_: crystal for id_, crystal in generated.crystals.items() if len(crystal)}
+    with clock.stage("generated"):
+        found = describe_all(list(usable.values()), fingerprints=False, workers=workers, progress=progress)
+    reasons = [one.reason or "valid distances and charges" for one in found]
+    return Result(
+        f"{PROTOCOL}, validity alone",
+        tuple(_validity(found, len(generated.members))),
+        _outcomes(generated, dict(zip(usable, reasons, strict=True))),
+        {"generated": generated},
+        {"oxidation_states": "smact 2.6", "seed": seed},
+        clock.seconds,
+        clock.gpu_seconds,
+        {"density (g/cm³)": {"generated, all": [one.density for one in found if one.density < MAX_SHOWN_DENSITY]}},
+    )
+
+
+MAX_SHOWN_DENSITY = 50.0
+"""g/cm³; twice that of osmium, the densest element."""
+
+
+def _outcomes(generated: CrystalSet, outcomes: Mapping[str, str]) -> dict[str, str]:
+    """Return the fate of every member; those without a crystal are unusable."""
+    return {member.id: outcomes.get(member.id) or unusable(member) for member in generated.members}
+
+
+def _validity(found: Sequence[Description], n: int) -> list[Metric]:
+    return [
+        rate("struct_valid", sum(one.distances_valid for one in found), n),
+        rate(
+            "struct_valid_with_images",
+            sum(one.distances_valid and one.images_valid for one in found),
+            n,
+            "stricter than the original: distances of atoms from their own images count as well",
+        ),
+        rate("comp_valid", sum(one.charges == "valid" for one in found), n),
+        rate("struct_and_comp_valid", sum(one.reason is None for one in found), n),
+    ]
 
 
 def _distributions(valid: Sequence[Description], known: Sequence[Description], seed: int) -> list[Metric]:
@@ -231,17 +267,56 @@ def _coverage(
     names = ("cov_recall", "cov_precision", "joint_recall", "joint_precision", "amsd_recall", "amsd_precision")
     if not generated or not reference:
         return [Metric(name, None, None, 0, "no fingerprints") for name in (*names, "amcd_recall", "amcd_precision")]
-    structures = cdist([one.structure for one in generated], [one.structure for one in reference])
-    compositions = cdist([one.composition for one in generated], [one.composition for one in reference])
-    near, alike = structures <= cutoffs[0], compositions <= cutoffs[1]
+    nearest = _Nearest.of(generated, reference, cutoffs)
+    near, near_known = (one <= cutoffs[0] for one in (nearest.structure, nearest.structure_of_known))
+    alike, alike_known = (one <= cutoffs[1] for one in (nearest.composition, nearest.composition_of_known))
     joint = "stricter than the original: one and the same crystal must be near in structure and composition"
     return [
-        rate("cov_recall", int((near.any(axis=0) & alike.any(axis=0)).sum()), len(reference)),
-        rate("cov_precision", int((near.any(axis=1) & alike.any(axis=1)).sum()), n),
-        rate("joint_recall", int((near & alike).any(axis=0).sum()), len(reference), joint),
-        rate("joint_precision", int((near & alike).any(axis=1).sum()), n, joint),
-        statistic("amsd_recall", structures.min(axis=0), seed=seed),
-        statistic("amsd_precision", structures.min(axis=1), seed=seed),
-        statistic("amcd_recall", compositions.min(axis=0), seed=seed),
-        statistic("amcd_precision", compositions.min(axis=1), seed=seed),
+        rate("cov_recall", int((near_known & alike_known).sum()), len(reference)),
+        rate("cov_precision", int((near & alike).sum()), n),
+        rate("joint_recall", int(nearest.joint_of_known.sum()), len(reference), joint),
+        rate("joint_precision", int(nearest.joint.sum()), n, joint),
+        statistic("amsd_recall", nearest.structure_of_known, seed=seed),
+        statistic("amsd_precision", nearest.structure, seed=seed),
+        statistic("amcd_recall", nearest.composition_of_known, seed=seed),
+        statistic("amcd_precision", nearest.composition, seed=seed),
     ]
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """Distances of each generated crystal to the nearest known one, and of each known one to the nearest generated.
+
+    `joint` tells whether one and the same crystal is near in structure and composition.
+    """
+
+    structure: np.ndarray
+    composition: np.ndarray
+    joint: np.ndarray
+    structure_of_known: np.ndarray
+    composition_of_known: np.ndarray
+    joint_of_known: np.ndarray
+
+    @classmethod
+    def of(cls, generated: Sequence[Any], known: Sequence[Any], cutoffs: tuple[float, float]) -> _Nearest:
+        """Compare all pairs, some rows at a time, so that the memory does not grow with the number of pairs."""
+        structures, compositions = (
+            np.array([getattr(one, kind) for one in known]) for kind in ("structure", "composition")
+        )
+        rows = []
+        columns = np.full((2, len(known)), np.inf)
+        joint = np.zeros(len(known), dtype=bool)
+        for start in range(0, len(generated), ROWS):
+            some = generated[start : start + ROWS]
+            near = cdist([one.structure for one in some], structures)
+            alike = cdist([one.composition for one in some], compositions)
+            both = (near <= cutoffs[0]) & (alike <= cutoffs[1])
+            rows.append((near.min(axis=1), alike.min(axis=1), both.any(axis=1)))
+            columns = np.minimum(columns, [near.min(axis=0), alike.min(axis=0)])
+            joint |= both.any(axis=0)
+        structure, composition, joint_rows = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return cls(structure, composition, joint_rows, columns[0], columns[1], joint)
+
+
+ROWS = 512
+"""Generated crystals that are compared with all known ones at once."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from discovery.evaluation.cost import Cost, gpu_name
 from discovery.sets import CrystalSet, Member
 
 RESULT_FORMAT = "discovery.evaluation_result/1"
@@ -95,11 +99,15 @@ class Result:
     inputs
         Role → set that was read.
     settings
-        Whatever moves the result: tolerances, cut-offs, thresholds, hashes.
-    seconds
-        Stage → wall seconds.
+        Whatever moves the result: tolerances, cut-offs, thresholds, energy scale; and the seed.
+    seconds, gpu_seconds
+        Stage → wall seconds, and those of them in which a GPU was held.
     distributions
         Title → name → values, for plots.
+    corrections
+        Role → id → name of the correction → eV/atom, of energies that contain corrections.
+    n_relaxations, n_sun
+        Relaxations that were tried; crystals that are stable, unique and novel. None where the protocol has none.
     """
 
     protocol: str
@@ -108,7 +116,30 @@ class Result:
     inputs: Mapping[str, CrystalSet]
     settings: Mapping[str, Any]
     seconds: Mapping[str, float]
+    gpu_seconds: Mapping[str, float] = field(default_factory=dict)
     distributions: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    corrections: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    n_relaxations: int | None = None
+    n_sun: int | None = None
+
+    @property
+    def protocol_hash(self) -> str:
+        """SHA-256 of protocol and settings; results are comparable if this and the hashes of their references agree."""
+        settings = {key: value for key, value in self.settings.items() if key != "seed"}
+        text = json.dumps([self.protocol, settings], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """What one sample, one relaxation, and one stable, unique and novel crystal have cost."""
+        everything = "all stages" if "sampling" in self.seconds else "all stages; sampling was not measured"
+        total = (sum(self.seconds.values()), sum(self.gpu_seconds.values()))
+        relaxation = (self.seconds.get("relaxation", 0.0), self.gpu_seconds.get("relaxation", 0.0))
+        return (
+            _cost("sample", len(self.outcomes), total, everything),
+            _cost("relaxation", self.n_relaxations, relaxation, "relaxations that failed included"),
+            _cost("stable, unique and novel crystal", self.n_sun, total, everything),
+        )
 
     @property
     def losses(self) -> Counter[str]:
@@ -121,20 +152,33 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        total = sum(self.seconds.values())
         return {
             "format": RESULT_FORMAT,
             "protocol": self.protocol,
+            "protocol_hash": self.protocol_hash,
             "requested": len(self.outcomes),
             "metrics": [asdict(metric) for metric in self.metrics],
             "outcome_counts": dict(self.losses.most_common()),
             "outcomes": dict(self.outcomes),
             "inputs": {
-                role: {"path": str(one.path), "sha256": one.sha256, "members": len(one.members)}
+                role: {
+                    "path": str(one.path),
+                    "sha256": one.sha256,
+                    "members": len(one.members),
+                    "crystals": len(one.crystals),
+                }
                 for role, one in self.inputs.items()
             },
             "settings": dict(self.settings),
+            "corrections": {role: dict(found) for role, found in self.corrections.items()},
             "seconds": dict(self.seconds),
-            "seconds_per_structure": total / len(self.outcomes) if self.outcomes else None,
+            "gpu_seconds": {stage: self.gpu_seconds.get(stage, 0.0) for stage in self.seconds},
+            "cost": [asdict(cost) for cost in self.costs],
+            "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "gpu": gpu_name()},
             "libraries": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         }
+
+
+def _cost(per: str, n: int | None, total: tuple[float, float], note: str) -> Cost:
+    seconds, gpu_seconds = (amount / n if n else None for amount in total)
+    return Cost(per, n, seconds, gpu_seconds, note)

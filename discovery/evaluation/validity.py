@@ -6,12 +6,13 @@ which the field uses; later versions allow other oxidation states, and give othe
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations, product
 from math import gcd, prod
 from typing import Literal
 
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 
 from discovery.crystal import Crystal
 from discovery.evaluation.tables import table
@@ -31,14 +32,16 @@ def distances_are_valid(structure: Structure) -> bool:
 
     As in the original, the distance of an atom from its own images is not tested: see :func:`images_are_valid`.
     """
+    if structure.volume < MIN_VOLUME:  # first, because a flat cell has no distances
+        return False
     distances = structure.distance_matrix
     np.fill_diagonal(distances, np.inf)
-    return bool(distances.min() >= MIN_DISTANCE and structure.volume >= MIN_VOLUME)
+    return bool(distances.min() >= MIN_DISTANCE)
 
 
 def images_are_valid(structure: Structure) -> bool:
-    """Whether every atom is at least 0.5 Å from its own periodic images."""
-    return bool(min(structure.lattice.get_lll_reduced_lattice().abc) >= MIN_DISTANCE)
+    """Whether every atom is at least 0.5 Å from its own periodic images; never of a flat cell."""
+    return structure.volume >= MIN_VOLUME and bool(min(structure.lattice.get_lll_reduced_lattice().abc) >= MIN_DISTANCE)
 
 
 def charges(crystal: Crystal) -> Charges:
@@ -47,16 +50,21 @@ def charges(crystal: Crystal) -> Charges:
     Elements, and compounds of metals alone, are valid. An element without oxidation states makes a compound invalid.
     """
     numbers, counts = np.unique(crystal.atomic_numbers, return_counts=True)
+    divisor = gcd(*counts.tolist())
+    return _charges(tuple(numbers.tolist()), tuple(count // divisor for count in counts.tolist()))
+
+
+@lru_cache(maxsize=100_000)
+def _charges(numbers: tuple[int, ...], amounts: tuple[int, ...]) -> Charges:
+    """Return the same for a reduced composition, given as atomic numbers and amounts."""
     if len(numbers) == 1:
         return "valid"
     known = table("smact_2_6")["elements"]
-    symbols = [element.symbol for element in sorted(crystal.composition.elements, key=lambda element: element.Z)]
+    symbols = [Element.from_Z(number).symbol for number in numbers]
     if any(symbol not in known for symbol in symbols):
         return "undetermined"
     if all(known[symbol]["metal"] for symbol in symbols):
         return "valid"
-    divisor = gcd(*counts.tolist())
-    amounts = [count // divisor for count in counts.tolist()]
     states = [known[symbol]["oxidation_states"] for symbol in symbols]
     if prod(map(len, states)) > MAX_COMBINATIONS:
         return "undetermined"

@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.analysis.structure_matcher import OrderDisorderElementComparator, StructureMatcher
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from discovery.crystal import Crystal
-from discovery.matching import CrystalIndex, Matcher, duplicates, is_valid, spacegroup
+from discovery.matching import (
+    CrystalIndex,
+    DisorderedMatcher,
+    Matcher,
+    duplicates,
+    is_valid,
+    spacegroup,
+    substitute,
+    with_shared_sites,
+)
 from discovery.references import element_crystals, read_csv
 
 MP20 = Path(os.environ.get("DISCOVERY_SHARED", Path(__file__).parents[3] / "shared")) / "data/mp_20_bt/test.csv.gz"
@@ -168,3 +177,100 @@ def test_odd_crystals_are_compared_without_a_hang():
         "again": crystal(bulk("Li", cubic=True)),
     }
     assert duplicates(odd, Matcher()) == {"again": "element"}
+
+
+def layered(order):
+    """Atoms of fcc sites, layer by layer along [001], cubic with a = 3.9 Å."""
+    a, n = 3.9, len(order) // 2
+    frac = [[(layer % 2) / 2 + half, half, layer / (2 * n)] for layer in range(2 * n) for half in (0.0, 0.5)]
+    symbols = [order[layer] for layer in range(2 * n) for _ in range(2)]
+    return Crystal.from_atoms(Atoms(symbols, scaled_positions=frac, cell=[a, a, a * n], pbc=True))
+
+
+ALTERNATING = layered(["Cu", "Au", "Cu", "Au"])  # L1_0
+DOUBLE = layered(["Cu", "Cu", "Au", "Au"])
+
+
+def test_orderings_of_one_alloy_are_the_same_to_the_disordered_matcher_alone():
+    assert not Matcher().same(ALTERNATING, DOUBLE)
+    assert DisorderedMatcher().same(ALTERNATING, DOUBLE)
+    assert DisorderedMatcher().same(DOUBLE, ALTERNATING)
+    assert Matcher().rms(ALTERNATING, DOUBLE) is None
+    assert DisorderedMatcher().rms(ALTERNATING, DOUBLE) == pytest.approx(0.0, abs=1e-6)
+    ids = {"a": ALTERNATING, "b": DOUBLE, "c": ROCKSALT}
+    assert duplicates(ids, Matcher()) == {}
+    assert duplicates(ids, DisorderedMatcher()) == {"b": "a"}
+    assert CrystalIndex(DisorderedMatcher(), {"a": ALTERNATING}).find(DOUBLE) == "a"
+
+
+def test_elements_that_do_not_substitute_stay_apart():
+    assert substitute("Cu", "Au")
+    assert not substitute("Na", "Cl")  # electronegativity
+    assert not substitute("Li", "Cs")  # radius
+    assert not substitute("He", "Ne")  # neither is known
+    assert with_shared_sites(ROCKSALT) is None
+    assert not DisorderedMatcher().same(ROCKSALT, CSCL)
+    assert DisorderedMatcher().same(ROCKSALT, CUBIC_ROCKSALT)
+    other = layered(["Cu", "Au", "Au", "Au"])
+    assert not DisorderedMatcher().same(ALTERNATING, other)  # another composition is another bucket
+
+
+def test_shared_sites_hold_the_composition():
+    structure = with_shared_sites(layered(["Cu", "Au", "Au", "Au"]))
+    assert structure[0].species.as_dict() == pytest.approx({"Cu": 0.25, "Au": 0.75})
+
+
+@needs_mp20
+def test_disordered_matcher_agrees_with_brute_force():
+    """Real crystals made into alloys of three elements and oxygen; no preliminary test, no stored reduction."""
+    groups: dict[str, list[Crystal]] = {}
+    for known in read_csv(MP20, max_atoms=8).crystals:
+        structure = known.crystal.to_structure()
+        elements = sorted(structure.composition, key=lambda element: (structure.composition[element], element.X))
+        if len(elements) <= 4:
+            structure.replace_species(dict(zip([e.symbol for e in elements], ("Fe", "Mn", "Co", "O"), strict=False)))
+            groups.setdefault(structure.composition.reduced_formula, []).append(Crystal.from_structure(structure))
+    rng = np.random.default_rng(0)
+    large = sorted(groups.values(), key=len)[-6:]
+    pairs = [tuple(rng.choice(np.array(group, dtype=object), 2)) for group in large for _ in range(40)]
+    ordered = StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
+    disordered = StructureMatcher(
+        ltol=0.2,
+        stol=0.3,
+        angle_tol=5,
+        attempt_supercell=True,
+        allow_subset=True,
+        comparator=OrderDisorderElementComparator(),
+    )
+    expected = []
+    for a, b in pairs:
+        shared, other = a.to_structure(), b.to_structure()
+        alloy = [symbol for symbol in ("Fe", "Mn", "Co") if symbol in shared.composition]
+        total = sum(shared.composition[symbol] for symbol in alloy)
+        mixture = {symbol: shared.composition[symbol] / total for symbol in alloy}
+        fits = ordered.fit(shared, other)
+        shared.replace_species(dict.fromkeys(alloy, mixture))
+        expected.append(fits or disordered.fit(shared, other))
+    matcher, plain = DisorderedMatcher(), Matcher()
+    assert [matcher.same(a, b) for a, b in pairs] == expected
+    assert sum(expected) > sum(plain.same(a, b) for a, b in pairs) > 0
+
+
+@needs_mp20
+def test_displacements_are_those_of_pymatgen():
+    rng = np.random.default_rng(0)
+    matcher, expected = Matcher(0.3, 0.5, 10), StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+    for known in read_csv(MP20, max_atoms=8).crystals[:25]:
+        structure = known.crystal.to_structure()
+        structure.perturb(0.2, seed=int(rng.integers(1000)))
+        found = expected.get_rms_dist(structure, known.crystal.to_structure())
+        own = matcher.rms(Crystal.from_structure(structure), known.crystal)
+        assert own is None if found is None else own == pytest.approx(found[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Matcher, DisorderedMatcher])
+def test_a_large_cell_is_compared_with_a_small_one_without_a_hang(kind):
+    rng = np.random.default_rng(0)
+    alloy = Crystal(np.eye(3) * 15, rng.random((200, 3)), [29, 79] * 100)
+    assert not kind().same(ALTERNATING, alloy)
+    assert not kind().same(alloy, ALTERNATING)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def generated(tmp_path):
 
 
 def test_every_structure_has_a_fate(generated, hull, oracle):
-    result = stability.evaluate(generated, hull, hull.crystals, oracle)
+    result = stability.evaluate(generated, hull, hull, oracle)
     fates = list(result.outcomes.values())
     first, second, known, overlapping, silver, silicon = fates
     # EMT makes CuAu stable against the elements; both copies are the same crystal, and elemental copper is known
@@ -60,14 +61,15 @@ def test_every_structure_has_a_fate(generated, hull, oracle):
     assert result.metric("stable_0.1").value == pytest.approx(3 / 6)
     assert result.metric("unique").value == pytest.approx(3 / 6)
     assert sum(result.losses.values()) == 6
-    assert result.metric("seconds_per_sun").value == pytest.approx(sum(result.seconds.values()))
+    per_sample, per_relaxation, per_sun = result.costs
+    assert per_sun.seconds == pytest.approx(sum(result.seconds.values()))
+    assert per_sample.seconds == pytest.approx(per_sun.seconds / 6)
+    assert (per_relaxation.n, per_relaxation.seconds) == (5, pytest.approx(result.seconds["relaxation"] / 5))
 
 
 def test_order_of_the_input_does_not_matter(generated, hull, oracle):
-    from dataclasses import replace
-
-    there = stability.evaluate(generated, hull, hull.crystals, oracle)
-    back = stability.evaluate(replace(generated, members=generated.members[::-1]), hull, hull.crystals, oracle)
+    there = stability.evaluate(generated, hull, hull, oracle)
+    back = stability.evaluate(replace(generated, members=generated.members[::-1]), hull, hull, oracle)
     assert dict(there.outcomes) == dict(back.outcomes)
 
 
@@ -93,7 +95,8 @@ def test_given_energies_are_used_without_an_oracle(tmp_path, hull):
         atoms.info["energy"] = energy
         frames.append(atoms)
     write(tmp_path / "relaxed.extxyz", [*frames, ordered()])
-    result = stability.evaluate(read_set(tmp_path / "relaxed.extxyz"), hull, {}, None)
+    nothing = replace(hull, members=())
+    result = stability.evaluate(read_set(tmp_path / "relaxed.extxyz"), hull, nothing, None)
     assert list(result.outcomes.values()) == [
         "stable ≤ 0 eV/atom, unique, novel",
         "unstable, duplicate, novel",
@@ -136,6 +139,6 @@ def test_generators_are_compared_on_the_same_targets(tmp_path, hull):
 
 
 def test_a_budget_of_oracle_seconds_ends_relaxations(generated, hull, oracle):
-    result = stability.evaluate(generated, hull, {}, oracle, oracle_seconds=0.0)
+    result = stability.evaluate(generated, hull, hull, oracle, budget=stability.Budget(oracle_seconds=0.0))
     assert result.losses["not relaxed: oracle seconds spent"] == 5
     assert sum(result.losses.values()) == 6
