@@ -1,8 +1,12 @@
 """The campaign: the discovery loop, and the only object with state.
 
-Each step of a round writes its results to the store as they come and can be repeated: a campaign that was killed goes
-on at the step it was in, with the results it had. Decisions depend on the seed and on stored results in the order of
-candidate ids, never on the order of arrival.
+Each step writes its results to the store as they come and can be repeated: a campaign that was killed goes on at the
+step it was in, with the results it had.
+
+A deterministic campaign goes through rounds, each step after the other; its decisions depend on the seed and on stored
+results in the order of candidate ids, never on the order of arrival. A streaming one keeps all stages at work at the
+same time; :class:`discovery.scheduler.Flow` tells when the agent is asked, and what it decides depends on what has come
+in by then. Its proposals, selections and trainings are counted each for themselves; its rounds are its proposals.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,19 +26,33 @@ from typing import Any
 import numpy as np
 
 from discovery import config as configuration
-from discovery.config import CampaignConfig
+from discovery.config import CampaignConfig, ExecutorConfig
 from discovery.control import Inbox, Request
 from discovery.crystal import Crystal
 from discovery.errors import DiscoveryError, InvalidInputError, RunError
 from discovery.evaluation_cache import EvaluationCache
-from discovery.executor import ROLES, Evaluated, EvaluationJob, Executor, Role, Sampled, SampleJob, create_executor
+from discovery.executor import (
+    ROLES,
+    Cost,
+    Evaluated,
+    EvaluationJob,
+    Executor,
+    Learned,
+    LearnJob,
+    Result,
+    Role,
+    Sampled,
+    SampleJob,
+    create_executor,
+)
 from discovery.hull import Hull, Phase
-from discovery.matching import Matcher, is_valid
-from discovery.protocols import Agent, CampaignView
+from discovery.matching import CrystalIndex, Matcher, is_valid
+from discovery.protocols import Agent, CampaignView, LearningAgent, SinceLearning
 from discovery.references import reference_crystals
 from discovery.runfolder import RunFolder
+from discovery.scheduler import Decision, Flow
 from discovery.store import ReferenceRecord, Store, TargetRecord
-from discovery.types import Budget, Candidate, Checkpoint, Evaluation, LabelledCrystal, Stability, State
+from discovery.types import Budget, Candidate, Evaluation, LabelledCrystal, Stability, State
 
 Observer = Callable[[str, Mapping[str, Any]], None]
 """Is told of every event: its name and its values."""
@@ -54,8 +73,12 @@ class _StoppedError(Exception):
     """The driver was asked to stop, and nothing runs any more."""
 
 
-class _BudgetExhaustedError(Exception):
-    """Nothing is left of a kind; carries the kind."""
+class _TimeShortError(Exception):
+    """Work waits that no machine would be there long enough for."""
+
+
+class _EndedError(Exception):
+    """A stopping rule holds; carries it in words."""
 
 
 class Campaign:
@@ -159,11 +182,18 @@ class Campaign:
         self._event("started", pid=os.getpid())
         try:
             with _signals(), Inbox(self.folder) as self._inbox, create_executor(self.config) as self._executor:
-                self._discover()
-        except (KeyboardInterrupt, _StoppedError):
+                try:
+                    self._discover()
+                finally:
+                    with suppress(DiscoveryError):
+                        self._charge(self._executor.cancel())
+        except (KeyboardInterrupt, _StoppedError, _TimeShortError) as error:
             asked = self._inbox.request in (Request.STOP, Request.STOP_NOW)
+            reason = "stopped as asked" if asked else "stopped by a signal"
+            if isinstance(error, _TimeShortError):
+                reason = "stopped because no machine is there long enough for what waits (executor.ends_at)"
             with suppress(DiscoveryError):
-                self._end("interrupted", "stopped as asked" if asked else "stopped by a signal")
+                self._end("interrupted", reason)
             raise CampaignInterruptedError(
                 f"nothing finished is lost. Go on with: discovery resume {self.folder.path}"
             ) from None
@@ -179,26 +209,130 @@ class Campaign:
     # The loop ------------------------------------------------------------------------------------------------------
 
     def _discover(self) -> None:
+        self._meter = _Meter(self._budget(), self.store.largest_costs("reference"))
+        self._recall()
         self._prepare()
-        reason = "all rounds are done"
         try:
             self._evaluate_references()
-            for round in range(self.config.campaign.rounds):
-                if (round, "learned") in self.store.steps():
-                    continue
-                if not self._propose(round):
-                    reason = "nothing is left to propose"
-                    break
-                self._sample_and_screen(round)
-                self._select(round)
-                self._compute(round)
-                self._judge(round)
-                self._obey()
-                self._learn(round)
-        except _BudgetExhaustedError as error:
-            self._executor.cancel()
-            reason = f"the budget is exhausted: {error}"
+            reason = self._go_through_rounds() if self.config.campaign.deterministic else self._stream()
+        except _EndedError as error:
+            self._charge(self._executor.cancel())
+            reason = str(error)
         self._close(reason)
+
+    def _recall(self) -> None:
+        """Learn from the store what happened under earlier drivers since the generator learned, and since a success."""
+        versions = [version for version in self.store.hull_versions("reference") if version.round is not None]
+        successes = [index for index, version in enumerate(versions) if set(version.added) & set(version.stable)]
+        self._last_success = max((versions[index].round or 0 for index in successes), default=-1)
+        learned = max((record.round for record in self.store.checkpoints() if record.round is not None), default=-1)
+        self._since_learning = SinceLearning(
+            verdicts=sum(version.round > learned for version in versions if version.round is not None),
+            idle_verdicts=len(versions) - 1 - max(successes, default=-1),
+        )
+        self._learned_at = time.monotonic()
+
+    def _go_through_rounds(self) -> str:
+        """Take one step after the other, each with all that the one before has brought; return why it ended."""
+        for round in range(self.config.campaign.rounds):
+            if (round, "learned") in self.store.steps():
+                continue
+            if not self._propose(round):
+                return "nothing is left to propose"
+            self._sample_and_screen(round)
+            self._select(round)
+            self._compute(round)
+            self._judge(round)
+            self._obey()
+            self._learn(round)
+        return "all rounds are done"
+
+    def _stream(self) -> str:
+        """Keep all stages at work until nothing is left to do; return why it ended."""
+        search = self.config.campaign
+        done = Counter(step for _, step in self.store.steps())
+        self._proposals, self._selections, self._trainings = done["proposed"], done["selected"], done["learned"]
+        self._flow = Flow(
+            self.config.executor.reference_workers,
+            search.targets_per_round * search.samples_per_target,
+            max(0, search.rounds - self._proposals),
+        )
+        self._learning = False
+        self._take_up()
+        self._ending: str | None = None
+        while True:
+            self._decide()
+            for result in self._results():
+                self._receive(result)
+                self._decide()
+            if self._ending is not None:
+                return self._ending
+            if self._flow.due is Decision.END:
+                return (self._flow.closed and self._exhausted()) or "all rounds are done"
+
+    def _take_up(self) -> None:
+        """Queue what an earlier driver has left."""
+        sampled = self.store.sampled_targets()
+        for record in self.store.targets():
+            if record.id not in sampled:
+                self._flow.sampling += 1
+                self._executor.submit(SampleJob(record.id, record.target, record.seed))
+        for candidate in self.store.candidates({State.ADMITTED}):
+            self._flow.screening += 1
+            self._submit(candidate.id, "screening", candidate.crystal)
+        self._flow.screening += self._gate()
+        self._flow.fresh = len(self.store.candidates({State.SCREENED}))
+        for candidate in self.store.candidates({State.SELECTED}):
+            self._flow.reference += 1
+            self._submit(candidate.id, "reference", _relaxed(candidate))
+        self._judge(max(0, self._proposals - 1))
+
+    def _decide(self) -> None:
+        """Ask the agent for whatever is due, unless the driver was asked to pause or stop."""
+        while self._inbox.request not in (Request.PAUSE, Request.STOP) and self._ending is None:
+            due = self._flow.due
+            if due is Decision.SELECT:
+                wanted = self._flow.wanted
+                chosen, allowed = self._ask_for_selection(self._selections, wanted)
+                self._selections += 1
+                self._flow.selected(len(chosen), allowed)
+                self._flow.closed = allowed == 0
+                for candidate in chosen:
+                    self._submit(candidate.id, "reference", _relaxed(candidate))
+            elif due is Decision.PROPOSE and self._exhausted() is None:
+                self._propose(self._proposals)
+                targets = self.store.targets(self._proposals)
+                self._proposals += 1
+                self._flow.proposed(len(targets))
+                for record in targets:
+                    self._executor.submit(SampleJob(record.id, record.target, record.seed))
+            elif due is Decision.PROPOSE:
+                self._flow.closed = True
+            else:
+                return
+
+    def _receive(self, result: Result) -> None:
+        """Write down one result, and what follows from it at once."""
+        round = max(0, self._proposals - 1)
+        if isinstance(result, Sampled):
+            self._flow.sampled(self._add_samples(result))
+        elif isinstance(result, Learned):
+            self._learning = False
+            self._finish_learning(self._trainings, result)
+            self._trainings += 1
+        elif result.job.role == "screening":
+            self._screen(result)
+            self._flow.screened(failed=not result.evaluation.ok)
+        else:
+            self._compute_one(result)
+            self._flow.computed()
+            self._flow.closed = False
+            self._judge(round)
+            self._ending = self._enough(round)
+            lessons = [] if self._learning else self._lessons()
+            if self._is_time_to_learn(round, lessons):
+                self._learning = True
+                self._begin_learning(self._trainings, lessons)
 
     def _prepare(self) -> None:
         """Check the energy scales against those of earlier drivers, and load the newest weights."""
@@ -236,11 +370,8 @@ class Campaign:
             "screening": self.store.hull("screening"),
             "reference": self.store.hull("reference"),
         }
-        self._gated = {
-            candidate.id: candidate.crystal
-            for candidate in self.store.candidates()
-            if candidate.state not in (State.SAMPLED, State.REJECTED)
-        }
+        gated = self.store.candidates(set(State) - {State.SAMPLED, State.REJECTED})
+        self._gated = CrystalIndex(self._matcher, {candidate.id: candidate.crystal for candidate in gated})
 
     def _evaluate_reference_phases(
         self, role: Role, references: Sequence[ReferenceRecord], relaxed: Mapping[str, Evaluation]
@@ -307,7 +438,9 @@ class Campaign:
     def _propose(self, round: int) -> bool:
         """Ask the agent for the round's targets; False if there is nothing left to propose."""
         if (round, "proposed") not in self.store.steps():
-            self._check_budget()
+            for reason in (self._exhausted(), self._enough(round)):
+                if reason is not None:
+                    raise _EndedError(reason)
             started = time.monotonic()
             view = self._view(round, "propose")
             proposed = self._agent.propose(view, self.config.campaign.targets_per_round)
@@ -329,23 +462,25 @@ class Campaign:
         for record in waiting:
             self._executor.submit(SampleJob(record.id, record.target, record.seed))
         for candidate in self.store.candidates({State.ADMITTED}):
-            self._executor.submit(self._job(candidate.id, "screening", candidate.crystal))
+            self._submit(candidate.id, "screening", candidate.crystal)
         self._gate()
-        arrived: dict[str, Sampled] = {}
         for done in self._results():
             if isinstance(done, Evaluated):
                 self._screen(done)
-                continue
-            arrived[done.job.id] = done
-            while waiting and waiting[0].id in arrived:
-                record = waiting.pop(0)
-                self.store.add_samples(record, arrived.pop(record.id).samples, self._weights)
-                self._event("sampled", round=round, target=record.id, label=record.target.label)
-                self._gate()
+            elif isinstance(done, Sampled):
+                self._add_samples(done)
         self.store.finish_step(round, "screened", time.monotonic() - started)
 
-    def _gate(self) -> None:
-        """Admit valid and new samples to screening, in the order of their ids."""
+    def _add_samples(self, done: Sampled) -> int:
+        """Store a target's samples and let them through the gate; return how many were admitted."""
+        record = TargetRecord(done.job.id, _round_of(done.job.id), done.job.seed, done.job.target)
+        self.store.add_samples(record, done.samples, self._weights)
+        self._event("sampled", round=record.round, target=record.id, label=record.target.label)
+        return self._gate()
+
+    def _gate(self) -> int:
+        """Admit valid and new samples to screening, in the order of their ids; return how many."""
+        admitted = 0
         for candidate in self.store.candidates({State.SAMPLED}):
             cause = _off_target(candidate) or self._invalid(candidate.crystal) or self._seen(candidate.crystal)
             if cause is not None:
@@ -353,8 +488,10 @@ class Campaign:
                 self._event("rejected", candidate=candidate.id, cause=cause)
                 continue
             self.store.admit(candidate.id)
-            self._gated[candidate.id] = candidate.crystal
-            self._executor.submit(self._job(candidate.id, "screening", candidate.crystal))
+            self._gated.add(candidate.id, candidate.crystal)
+            self._submit(candidate.id, "screening", candidate.crystal)
+            admitted += 1
+        return admitted
 
     @staticmethod
     def _invalid(crystal: Crystal) -> str | None:
@@ -362,7 +499,7 @@ class Campaign:
         return f"invalid: {reason}" if reason is not None else None
 
     def _seen(self, crystal: Crystal) -> str | None:
-        other = self._matcher.find(crystal, self._gated)
+        other = self._gated.find(crystal)
         return f"duplicate of {other}" if other is not None else None
 
     def _screen(self, done: Evaluated) -> None:
@@ -380,17 +517,24 @@ class Campaign:
 
     def _select(self, round: int) -> None:
         """Let the agent choose among all screened candidates, earlier rounds' too, but for duplicates."""
-        if (round, "selected") in self.store.steps():
-            return
-        screened = self._pass_over_duplicates(self._screened())
-        budget, reserve = self._round_budget()
+        if (round, "selected") not in self.store.steps():
+            self._ask_for_selection(round, self.config.campaign.reference_calls_per_round)
+
+    def _ask_for_selection(self, index: int, wanted: int) -> tuple[list[Candidate], int]:
+        """Let the agent choose up to `wanted` candidates; return them, and how many the budget allowed.
+
+        `index` is that of the round or, in a streaming campaign, of the selection.
+        """
+        screened = self._pass_over_surplus(self._pass_over_duplicates(self._screened()))
+        budget, reserve = self._selection_budget(wanted)
+        allowed = int(budget.left("reference_calls"))
         chosen: list[tuple[Candidate, str]] = []
-        if budget.left("reference_calls") >= 1:
-            chosen = self._agent.select(self._view(round, "select"), screened, budget)
-            chosen = chosen[: int(budget.left("reference_calls"))]
-        self.store.select([(candidate.id, reason) for candidate, reason in chosen], reserve, round)
+        if allowed >= 1:
+            chosen = self._agent.select(self._view(index, "select"), screened, budget)[:allowed]
+        self.store.select([(candidate.id, reason) for candidate, reason in chosen], reserve, index)
         for candidate, reason in chosen:
             self._event("selected", candidate=candidate.id, formula=candidate.crystal.formula, reason=reason)
+        return [candidate for candidate, _ in chosen], allowed
 
     def _screened(self) -> list[Candidate]:
         """Return what awaits selection, placed on the screening hull as it is now, sorted by id."""
@@ -408,33 +552,47 @@ class Campaign:
 
     def _pass_over_duplicates(self, screened: Sequence[Candidate]) -> list[Candidate]:
         """Pass over candidates that relaxed into a known phase, a computed candidate or a better candidate."""
-        known = {phase.id: phase.crystal for phase in self._hulls["screening"].phases if phase.crystal is not None}
-        for candidate in self.store.candidates({State.FAILED}):
+        known = CrystalIndex(
+            self._matcher,
+            {phase.id: phase.crystal for phase in self._hulls["screening"].phases if phase.crystal is not None},
+        )
+        for candidate in self.store.candidates({State.FAILED, State.SELECTED, State.COMPUTED}):
             if candidate.screening is not None and candidate.screening.crystal is not None:
-                known[candidate.id] = candidate.screening.crystal
+                known.add(candidate.id, candidate.screening.crystal)
         kept = []
         for candidate in sorted(screened, key=_screening_energy):
             crystal = _relaxed(candidate)
-            duplicate = self._matcher.find(crystal, known)
+            duplicate = known.find(crystal)
             if duplicate is None:
-                known[candidate.id] = crystal
+                known.add(candidate.id, crystal)
                 kept.append(candidate)
             else:
                 self.store.pass_over(candidate.id, f"duplicate of {duplicate}")
                 self._event("passed_over", candidate=candidate.id, cause=f"duplicate of {duplicate}")
         return sorted(kept, key=lambda candidate: candidate.id)
 
-    def _round_budget(self) -> tuple[Budget, dict[str, float]]:
-        """Return what this round's selection may spend, and what each selected candidate reserves.
+    def _pass_over_surplus(self, screened: Sequence[Candidate]) -> list[Candidate]:
+        """Keep as many candidates as may wait for selection, those nearest to the screening hull."""
+        limit = self.config.campaign.max_screened
+        ranked = sorted(screened, key=lambda candidate: (_distance(candidate), candidate.id))
+        for candidate in ranked[limit:]:
+            cause = f"not among the best {limit} that wait for selection"
+            self.store.pass_over(candidate.id, cause)
+            self._event("passed_over", candidate=candidate.id, cause=cause)
+        return sorted(ranked[:limit], key=lambda candidate: candidate.id)
 
-        The core-hours of a calculation are not known before; reserved is the largest cost that was seen so far.
+    def _selection_budget(self, wanted: int) -> tuple[Budget, dict[str, float]]:
+        """Return what a selection may spend, and what each selected candidate reserves.
+
+        The cost of a calculation is bounded by its time limit; without one it is not known before, and the largest that
+        was seen so far is reserved.
         """
         budget = self._budget()
-        calls = min(self.config.campaign.reference_calls_per_round, budget.left("reference_calls"))
-        costs = [evaluation.core_hours for evaluation in self.store.evaluations("reference").values()]
-        reserve = {"reference_calls": 1.0, "core_hours": max(costs, default=0.0)}
-        if reserve["core_hours"] > 0:
-            calls = min(calls, budget.left("core_hours") / reserve["core_hours"])
+        calls = min(wanted, budget.left("reference_calls"))
+        reserve = {"reference_calls": 1.0, **self._meter.bound(self.config.executor)}
+        for kind in ("core_hours", "gpu_hours"):
+            if reserve[kind] > 0:
+                calls = min(calls, budget.left(kind) / reserve[kind])
         calls = max(0.0, math.floor(calls)) if budget.left("wall_hours") > 0 else 0.0
         spent = {kind: amount for kind, amount in budget.spent.items() if kind != "reference_calls"}
         return Budget({**budget.limit, "reference_calls": calls}, spent, budget.reserved), reserve
@@ -445,12 +603,16 @@ class Campaign:
             return
         started = time.monotonic()
         for candidate in self.store.candidates({State.SELECTED}):
-            self._executor.submit(self._job(candidate.id, "reference", _relaxed(candidate)))
+            self._submit(candidate.id, "reference", _relaxed(candidate))
         for done in self._results():
             if isinstance(done, Evaluated):
-                self.store.compute(done.job.id, done.evaluation)
-                self._event_evaluated("computed", done)
+                self._compute_one(done)
         self.store.finish_step(round, "computed", time.monotonic() - started)
+
+    def _compute_one(self, done: Evaluated) -> None:
+        """Store a reference result."""
+        self.store.compute(done.job.id, done.evaluation)
+        self._event_evaluated("computed", done)
 
     def _judge(self, round: int) -> None:
         """Add what was computed to both hulls, one candidate after the other, and give the verdicts."""
@@ -466,6 +628,10 @@ class Campaign:
             verdict = hulls["reference"].judge(candidate.id, search.stable_threshold, search.metastable_threshold)
             self.store.judge(candidate.id, verdict, grown, round)
             self._hulls = hulls
+            on_hull = any(phase.id == candidate.id for phase in hulls["reference"].stable_phases)
+            self._since_learning = self._since_learning.with_verdict(on_hull=on_hull)
+            if on_hull:
+                self._last_success = round
             self._event(
                 "judged",
                 candidate=candidate.id,
@@ -479,24 +645,44 @@ class Campaign:
 
     def _learn(self, round: int) -> None:
         """Train the generator on what is stable or metastable on the hull as it is now and was not learned before."""
+        lessons = self._lessons()
+        if not self._is_time_to_learn(round, lessons):
+            self.store.learn(round, None, [], 0.0)
+            return
+        self._begin_learning(round, lessons)
+        for done in self._results():
+            if isinstance(done, Learned):
+                self._finish_learning(round, done)
+
+    def _is_time_to_learn(self, round: int, lessons: Sequence[LabelledCrystal]) -> bool:
+        """Ask the agent, if it decides when to learn and there is enough to learn from."""
         search = self.config.campaign
-        started = time.monotonic()
-        crystals = self._lessons() if search.learn else []
-        checkpoint: Checkpoint | None = None
+        if not search.learn or len(lessons) < search.min_new_crystals:
+            return False
+        if not isinstance(self._agent, LearningAgent):
+            return True
+        return self._agent.is_time_to_learn(self._view(round, "learn"), lessons)
+
+    def _begin_learning(self, index: int, lessons: Sequence[LabelledCrystal]) -> None:
+        folder = self.folder.checkpoint(index)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._event("learning", round=index, crystals=[crystal.id for crystal in lessons])
+        self._learning_since = time.monotonic()
+        self._executor.submit(LearnJob(f"learning {index}", tuple(lessons), self._seed("learn", index), folder))
+
+    def _finish_learning(self, index: int, done: Learned) -> None:
+        checkpoint = done.checkpoint
         learned: list[str] = []
-        if len(crystals) >= search.min_new_crystals:
-            folder = self.folder.checkpoint(round)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            self._event("learning", round=round, crystals=[crystal.id for crystal in crystals])
-            checkpoint = self._executor.learn(crystals, seed=self._seed("learn", round), folder=folder)
         if checkpoint is not None:
             checkpoint = replace(checkpoint, path=os.path.relpath(checkpoint.path, self.folder.path))
             if checkpoint.metrics.get("accepted", 1.0) > 0:
-                learned = [crystal.id for crystal in crystals]
+                learned = [crystal.id for crystal in done.job.crystals]
                 self._weights = checkpoint.sha256
-            self._event("learned", round=round, sha256=checkpoint.sha256, metrics=dict(checkpoint.metrics))
-        self.store.learn(round, checkpoint, learned, time.monotonic() - started)
+            self._event("learned", round=index, sha256=checkpoint.sha256, metrics=dict(checkpoint.metrics))
+        self.store.learn(index, checkpoint, learned, time.monotonic() - self._learning_since)
+        self._since_learning = replace(self._since_learning, verdicts=0)
+        self._learned_at = time.monotonic()
 
     def _lessons(self) -> list[LabelledCrystal]:
         search = self.config.campaign
@@ -523,25 +709,28 @@ class Campaign:
 
     # What the steps share ------------------------------------------------------------------------------------------
 
-    def _results(self) -> Iterator[Sampled | Evaluated]:
-        """Yield results as they arrive, pausing when asked to; stop at once when core-hours or wall time are spent."""
+    def _results(self) -> Iterator[Result]:
+        """Yield results as they arrive, pausing when asked to; stop at once when hours of a kind are spent."""
         self._obey()
         while True:
             for done in self._executor.results():
+                if isinstance(done, Evaluated):
+                    self._meter.add(done)
                 if done is None:
                     self.store.heartbeat()
                 else:
                     yield done
-                budget = self._budget()
-                for kind in ("core_hours", "wall_hours"):
-                    if kind in budget.limit and budget.spent[kind] >= budget.limit[kind]:
-                        raise _BudgetExhaustedError(kind)
+                kind = self._meter.exhausted(self.config.campaign.budget.limits, self._executor.costs)
+                if kind is not None:
+                    raise _EndedError(f"the budget is exhausted: {kind}")
                 if self._inbox.request in (Request.PAUSE, Request.STOP):
                     self._executor.hold()
                 else:
                     self._executor.release()
             if not self._executor.waiting:
                 return
+            if self._inbox.request not in (Request.PAUSE, Request.STOP, Request.RESUME):
+                raise _TimeShortError
             self._obey()
             self._executor.release()
 
@@ -550,18 +739,35 @@ class Campaign:
         if self._inbox.request is Request.PAUSE:
             self.store.set_state("paused")
             self._event("paused")
-            while self._inbox.request is Request.PAUSE:
-                self._inbox.wait()
-            if self._inbox.request is not Request.STOP:
-                self.store.start_session()
-                self._event("resumed")
+            self.store.end_session()
+            with self._meter.standstill():
+                while self._inbox.request is Request.PAUSE:
+                    self._inbox.wait()
+            self.store.start_session()
+            self._event("resumed")
         if self._inbox.request is Request.STOP:
             raise _StoppedError
 
-    def _check_budget(self) -> None:
-        exhausted = self._budget().exhausted
-        if exhausted is not None:
-            raise _BudgetExhaustedError(exhausted)
+    def _exhausted(self) -> str | None:
+        """Return which budget is used up, work in flight included."""
+        kind = self._budget().exhausted
+        return f"the budget is exhausted: {kind}" if kind is not None else None
+
+    def _enough(self, round: int) -> str | None:
+        """Return why there is no need for `round`, if enough was discovered or nothing for too long."""
+        search = self.config.campaign
+        hull = self._hulls["reference"]
+        found = [phase for phase in hull.stable_phases if phase.origin == "discovered" and len(phase.composition) > 1]
+        if search.max_discoveries is not None and len(found) >= search.max_discoveries:
+            return f"enough was discovered: {len(found)} stable phases"
+        if search.patience is not None and round - 1 - self._last_success >= search.patience:
+            return f"no new stable phase in {search.patience} rounds"
+        return None
+
+    def _charge(self, costs: Sequence[Cost]) -> None:
+        """Enter into the ledger what calculations have cost that were ended before they were done."""
+        for cost in costs:
+            self.store.charge(cost.job.id, cost.job.role, {"core_hours": cost.core_hours, "gpu_hours": cost.gpu_hours})
 
     def _budget(self) -> Budget:
         return self.store.budget(self.config.campaign.budget.limits)
@@ -580,6 +786,10 @@ class Campaign:
             candidates=tuple(fresh.get(candidate.id, candidate) for candidate in self.store.candidates()),
             budget=self._budget(),
             stable_threshold=search.stable_threshold,
+            since_learning=replace(
+                self._since_learning,
+                hours=0.0 if search.deterministic else (time.monotonic() - self._learned_at) / 3600.0,
+            ),
         )
 
     def _seed(self, decision: str, *key: int) -> int:
@@ -589,6 +799,9 @@ class Campaign:
 
     def _job(self, subject_id: str, role: Role, crystal: Crystal) -> EvaluationJob:
         return EvaluationJob(subject_id, role, crystal, self.folder.calculation(subject_id, role))
+
+    def _submit(self, subject_id: str, role: Role, crystal: Crystal) -> None:
+        self._executor.submit(self._job(subject_id, role, crystal))
 
     def _event(self, event: str, **values: Any) -> None:
         self._observe(event, values)
@@ -604,6 +817,46 @@ class Campaign:
             failure=f"{failure.kind}: {failure.message}" if failure is not None else None,
             **values,
         )
+
+
+class _Meter:
+    """Knows what was spent without asking the database, and what a calculation may cost."""
+
+    def __init__(self, budget: Budget, largest: Mapping[str, float]) -> None:
+        self._spent = defaultdict(float, budget.spent)
+        self._largest = defaultdict(float, largest)
+        self._started = time.monotonic()
+
+    def add(self, done: Evaluated) -> None:
+        """Count a finished evaluation."""
+        costs = {"core_hours": done.evaluation.core_hours, "gpu_hours": done.evaluation.gpu_hours}
+        for kind, amount in costs.items():
+            self._spent[kind] += amount
+            if done.job.role == "reference":
+                self._largest[kind] = max(self._largest[kind], amount)
+
+    def bound(self, executor: ExecutorConfig) -> dict[str, float]:
+        """Return the most that one reference calculation may cost: by its time limit, or judging from those so far."""
+        if executor.reference_max_seconds is None:
+            return {kind: self._largest[kind] for kind in ("core_hours", "gpu_hours")}
+        hours = executor.reference_max_seconds / 3600.0
+        return {"core_hours": hours * executor.reference_cores, "gpu_hours": hours * executor.reference_gpus}
+
+    def exhausted(self, limits: Mapping[str, float], running: Sequence[Cost]) -> str | None:
+        """Return the first kind of hours that is spent, by what is finished and what is running."""
+        spent = {
+            "core_hours": self._spent["core_hours"] + sum(cost.core_hours for cost in running),
+            "gpu_hours": self._spent["gpu_hours"] + sum(cost.gpu_hours for cost in running),
+            "wall_hours": self._spent["wall_hours"] + (time.monotonic() - self._started) / 3600.0,
+        }
+        return next((kind for kind, amount in spent.items() if kind in limits and amount >= limits[kind]), None)
+
+    @contextmanager
+    def standstill(self) -> Iterator[None]:
+        """Count no wall time within the context."""
+        before = time.monotonic()
+        yield
+        self._started += time.monotonic() - before
 
 
 @contextmanager
@@ -656,6 +909,15 @@ def _relaxed(candidate: Candidate) -> Crystal:
     if candidate.screening is None or candidate.screening.crystal is None:
         raise RunError(f"{candidate.id} is {candidate.state} but has no relaxed crystal; the database is damaged")
     return candidate.screening.crystal
+
+
+def _round_of(target_id: str) -> int:
+    return int(target_id.partition("-")[0].removeprefix("r"))
+
+
+def _distance(candidate: Candidate) -> float:
+    energy = candidate.screening_decomposition_energy
+    return math.inf if energy is None else energy
 
 
 def _screening_energy(candidate: Candidate) -> tuple[float, str]:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_type_hints
@@ -140,6 +141,7 @@ class BudgetConfig(_Settings):
 
     reference_calls: int | None = Field(default=None, ge=0, description="Reference calculations of candidates.")
     core_hours: float | None = Field(default=None, ge=0, description="Core-hours of all oracles together.")
+    gpu_hours: float | None = Field(default=None, ge=0, description="GPU-hours of all oracles together.")
     wall_hours: float | None = Field(default=None, ge=0, description="Wall time of the driver in hours.")
 
     @model_validator(mode="after")
@@ -147,7 +149,7 @@ class BudgetConfig(_Settings):
         if not self.limits:
             raise PydanticCustomError(
                 "no_budget",
-                "a campaign needs a stopping rule: set reference_calls, core_hours or wall_hours",
+                "a campaign needs a stopping rule: set reference_calls, core_hours, gpu_hours or wall_hours",
             )
         return self
 
@@ -172,6 +174,17 @@ class SearchConfig(_Settings):
     metastable_threshold: float = Field(default=0.1, ge=0, description="Metastable up to this e_above_hull, eV/atom.")
     learn: bool = Field(default=True, description="Whether the generator learns from what turned out stable.")
     min_new_crystals: int = Field(default=1, ge=1, description="Stable crystals not yet learned that start a learning.")
+    deterministic: bool = Field(
+        default=True,
+        description="Rounds one after the other, whose result depends on the seed alone; false keeps all workers busy.",
+    )
+    max_screened: int = Field(
+        default=1000, ge=1, description="Candidates that may wait for selection; the worst beyond are passed over."
+    )
+    max_discoveries: int | None = Field(default=None, ge=1, description="Stable phases after which the search ends.")
+    patience: int | None = Field(
+        default=None, ge=1, description="Rounds without a new stable phase after which the search ends."
+    )
     budget: BudgetConfig = Field(description="What may be spent; at least one limit.")
 
     @property
@@ -206,10 +219,34 @@ class ExecutorConfig(_Settings):
     """Where the work runs."""
 
     name: Literal["ray", "in_process"] = Field(default="ray", description="Ray, or one process for debugging.")
+    address: str | None = Field(default=None, description="Address of a running Ray cluster; unset starts one here.")
+    generator_cores: int = Field(default=0, ge=0, description="Cores the generator holds, in Ray's books.")
+    generator_gpus: float | None = Field(default=None, ge=0, description="Its GPUs; unset takes an even share.")
+    generator_resources: dict[str, float] = Field(default={}, description="Its custom Ray resources, name: amount.")
     screening_workers: int = Field(default=2, ge=1, description="Actors that keep the screening oracle loaded.")
+    screening_cores: int = Field(default=0, ge=0, description="Cores each of them holds, in Ray's books.")
+    screening_gpus: float | None = Field(default=None, ge=0, description="GPUs of each; unset takes an even share.")
+    screening_resources: dict[str, float] = Field(default={}, description="Custom Ray resources of each.")
+    screening_batch_atoms: int = Field(
+        default=48, ge=1, description="Atoms in a batch; small ones are committed soon, and little is lost with one."
+    )
+    screening_max_seconds: float | None = Field(default=None, gt=0, description="Time limit of one screening.")
     reference_workers: int = Field(default=1, ge=1, description="Reference calculations that run at the same time.")
     reference_cores: int = Field(default=1, ge=1, description="Cores held by one reference calculation.")
-    address: str | None = Field(default=None, description="Address of a running Ray cluster; unset starts one here.")
+    reference_gpus: float = Field(default=0.0, ge=0, description="GPUs held by one reference calculation.")
+    reference_resources: dict[str, float] = Field(
+        default={}, description="Custom Ray resources of one, for nodes that have a licence or MPI."
+    )
+    reference_max_seconds: float | None = Field(
+        default=None, gt=0, description="Time limit of a reference calculation; begun only where it can end in time."
+    )
+    max_lost: int = Field(default=3, ge=0, description="Repetitions of work whose worker or node was lost.")
+    max_failed: int = Field(
+        default=0, ge=0, description="Repetitions of calculations that crashed, ran out of memory or took too long."
+    )
+    ends_at: datetime | None = Field(
+        default=None, description="When the machines will be gone: ISO time, or seconds since the epoch."
+    )
     reference_cache: bool = Field(
         default=True,
         description="Use evaluations of reference phases that earlier campaigns left in the user's cache folder.",

@@ -12,8 +12,8 @@ import logging
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from discovery import plugins
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, DiscoveryError, MissingDependencyError, RunError
 from discovery.files import write_atomically
+from discovery.scheduler import Pool, Scheduler, Stage, Task
 from discovery.types import (
     Checkpoint,
     EnergyScale,
@@ -35,20 +36,22 @@ from discovery.types import (
 )
 
 if TYPE_CHECKING:
-    from discovery.config import CampaignConfig, PluginChoice
+    from discovery.config import CampaignConfig, ExecutorConfig, PluginChoice
 
 Role = Literal["screening", "reference"]
 ROLES: tuple[Role, ...] = ("screening", "reference")
 
 RESULT_FORMAT = "discovery.result/1"
-BATCH_ATOMS = 48
-"""Atoms in one batch for a screening worker; small, so that results are committed soon and little is lost with one."""
-MAX_LOST = 3
-"""How often work is repeated because its worker was lost, before that is recorded as the failure ``lost``."""
+REPEATED = (FailureKind.CRASHED, FailureKind.TIMEOUT, FailureKind.OUT_OF_MEMORY)
+"""Failures of a calculation that another try may not have."""
 POLL_SECONDS = 1.0
 """How long to wait for a result before the caller gets a chance to look at the clock."""
 CANCEL_SECONDS = 10.0
 """How long cancelled calculations get to end their external programs."""
+NODES_SECONDS = 10.0
+"""How often Ray is asked which nodes there are."""
+ALL_NODES = "all"
+"""Stands for every node where none is known by name."""
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Environment of all workers: one thread each, because workers are what fills the cores."""
@@ -83,12 +86,16 @@ class PluginSpec:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """One crystal for one oracle; `folder` receives ``result.json`` and whatever an external program writes."""
+    """One crystal for one oracle; `folder` receives ``result.json`` and whatever an external program writes.
+
+    With `repeat`, a failure in the result file is not taken for an answer.
+    """
 
     id: str
     role: Role
     crystal: Crystal
     folder: Path
+    repeat: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,19 @@ class SampleJob:
     id: str
     target: Target
     seed: int
+
+
+@dataclass(frozen=True)
+class LearnJob:
+    """A training of the generator, which writes its weights into `folder`."""
+
+    id: str
+    crystals: tuple[LabelledCrystal, ...]
+    seed: int
+    folder: Path
+
+
+Job = SampleJob | EvaluationJob | LearnJob
 
 
 @dataclass(frozen=True)
@@ -116,8 +136,28 @@ class Sampled:
     samples: tuple[Sample, ...]
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A finished training; no checkpoint if the generator cannot learn."""
+
+    job: LearnJob
+    checkpoint: Checkpoint | None
+
+
+Result = Sampled | Evaluated | Learned
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an evaluation has cost before it was ended."""
+
+    job: EvaluationJob
+    core_hours: float
+    gpu_hours: float
+
+
 class Executor(Protocol):
-    """Runs samplings and evaluations; a context manager."""
+    """Runs samplings, evaluations and trainings; a context manager."""
 
     def __enter__(self) -> Self: ...
 
@@ -136,16 +176,12 @@ class Executor(Protocol):
         """Make the generator use the weights of `checkpoint`."""
         ...
 
-    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:
-        """Train the generator; blocks until it is done."""
-        ...
-
-    def submit(self, job: SampleJob | EvaluationJob) -> None:
+    def submit(self, job: Job) -> None:
         """Queue work; more may be submitted while :meth:`results` is being read."""
         ...
 
-    def results(self) -> Iterator[Sampled | Evaluated | None]:
-        """Yield what is finished, in any order, until nothing is left; None now and then while there is nothing new."""
+    def results(self) -> Iterator[Result | None]:
+        """Yield what is finished, in any order, until nothing runs; None now and then while there is nothing new."""
         ...
 
     @property
@@ -161,8 +197,13 @@ class Executor(Protocol):
         """End a :meth:`hold`."""
         ...
 
-    def cancel(self) -> None:
-        """Drop queued work and end what is running."""
+    @property
+    def costs(self) -> list[Cost]:
+        """What the running evaluations have cost so far."""
+        ...
+
+    def cancel(self) -> list[Cost]:
+        """Drop queued work and end what is running; return what that has cost."""
         ...
 
 
@@ -197,12 +238,23 @@ def _evaluate(oracle: Any, jobs: Sequence[EvaluationJob], folder: Path | None) -
     """Ask the oracle; an oracle that raises although it must not costs the crystal it raised for, not the campaign."""
     started = time.perf_counter()
     try:
-        return list(oracle.evaluate([job.crystal for job in jobs], folder=folder))
+        evaluations = list(oracle.evaluate([job.crystal for job in jobs], folder=folder))
+        if len(evaluations) != len(jobs):
+            raise ValueError(f"{len(evaluations)} evaluations of {len(jobs)} crystals")
+        return [_checked(evaluation) for evaluation in evaluations]
     except Exception as error:
         if len(jobs) > 1:
             return [evaluation for job in jobs for evaluation in _evaluate(oracle, [job], job.folder)]
         failure = Failure(FailureKind.CRASHED, f"{type(error).__name__}: {error}", str(jobs[0].folder))
         return [Evaluation(oracle.energy_scale, failure=failure, seconds=time.perf_counter() - started)]
+
+
+def _checked(evaluation: Evaluation) -> Evaluation:
+    """Return `evaluation`, or a failure where its energy is no number."""
+    if evaluation.energy is None or math.isfinite(evaluation.energy):
+        return evaluation
+    failure = Failure(FailureKind.UNPHYSICAL, f"the oracle gave {evaluation.energy} as energy")
+    return replace(evaluation, crystal=None, energy=None, forces=None, stress=None, converged=False, failure=failure)
 
 
 def read_result(plugin: PluginSpec, job: EvaluationJob) -> Evaluation | None:
@@ -213,7 +265,8 @@ def read_result(plugin: PluginSpec, job: EvaluationJob) -> Evaluation | None:
         return None
     if data.get("format") != RESULT_FORMAT or data.get("input") != _input_hash(plugin, job):
         return None
-    return Evaluation.from_dict(data["evaluation"])
+    evaluation = Evaluation.from_dict(data["evaluation"])
+    return None if job.repeat and evaluation.failure is not None else evaluation
 
 
 def write_result(plugin: PluginSpec, job: EvaluationJob, evaluation: Evaluation) -> None:
@@ -236,8 +289,37 @@ def _input_hash(plugin: PluginSpec, job: EvaluationJob) -> str:
 # In this process ------------------------------------------------------------------------------------------------------
 
 
+class _Repetition:
+    """Gives failed evaluations another try, and adds what all tries of one have cost."""
+
+    def __init__(self, scheduler: Scheduler[Job]) -> None:
+        self._scheduler = scheduler
+        self._seconds: dict[tuple[str, str], float] = defaultdict(float)
+
+    def accept(self, done: Evaluated) -> Evaluated | None:
+        """Return the final result, or None if the evaluation was queued again."""
+        key, failure = (done.job.id, done.job.role), done.evaluation.failure
+        repeatable = failure is not None and failure.kind in REPEATED
+        if repeatable and self._scheduler.retry(done.job.role, replace(done.job, repeat=True)):
+            self._seconds[key] += done.evaluation.seconds
+            return None
+        before = self._seconds.pop(key, 0.0)
+        return replace(done, evaluation=replace(done.evaluation, seconds=before + done.evaluation.seconds))
+
+
+def _submit(scheduler: Scheduler[Job], job: Job) -> None:
+    """Queue a job with its stage; a training goes before samplings."""
+    if isinstance(job, EvaluationJob):
+        scheduler.submit(job.role, job, size=len(job.crystal))
+    else:
+        scheduler.submit("generator", job, first=isinstance(job, LearnJob))
+
+
 class InProcessExecutor:
-    """Does one piece of work after the other, when its result is asked for."""
+    """Does one piece of work after the other, when its result is asked for.
+
+    Time limits are the oracles' own: nothing here can end a calculation that hangs.
+    """
 
     def __init__(self, config: CampaignConfig) -> None:
         self._plugins = {
@@ -246,8 +328,9 @@ class InProcessExecutor:
         }
         self._oracles = {role: plugin.create() for role, plugin in self._plugins.items()}
         self._generator = PluginSpec.of(config.generator).create()
-        self._queue: deque[SampleJob | EvaluationJob] = deque()
-        self._held = False
+        self._scheduler: Scheduler[Job] = Scheduler({}, max_failed=config.executor.max_failed, max_tasks=1)
+        self._repetition = _Repetition(self._scheduler)
+        self._ends = {ALL_NODES: _end_of(config)}
 
     def __enter__(self) -> Self:
         return self
@@ -270,40 +353,54 @@ class InProcessExecutor:
         """Make the generator use the weights of `checkpoint`."""
         self._generator.load(checkpoint)
 
-    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:
-        """Train the generator."""
-        checkpoint: Checkpoint | None = self._generator.learn(crystals, seed=seed, folder=folder)
-        return checkpoint
-
-    def submit(self, job: SampleJob | EvaluationJob) -> None:
+    def submit(self, job: Job) -> None:
         """Queue work."""
-        self._queue.append(job)
+        _submit(self._scheduler, job)
 
-    def results(self) -> Iterator[Sampled | Evaluated | None]:
-        """Do the queued work in order and yield each result."""
-        while self._queue and not self._held:
-            job = self._queue.popleft()
-            if isinstance(job, SampleJob):
-                yield Sampled(job, tuple(self._generator.sample([job.target], seed=job.seed)))
-            else:
-                yield Evaluated(job, evaluate_jobs(self._plugins[job.role], self._oracles[job.role], [job])[0])
+    def results(self) -> Iterator[Result | None]:
+        """Do the queued work and yield each result."""
+        while (task := next(self._scheduler.start(time.monotonic(), self._ends), None)) is not None:
+            result = self._do(task.jobs[0])
+            self._scheduler.finish(task, time.monotonic())
+            accepted = self._repetition.accept(result) if isinstance(result, Evaluated) else result
+            if accepted is not None:
+                yield accepted
+
+    def _do(self, job: Job) -> Result:
+        if isinstance(job, SampleJob):
+            return Sampled(job, tuple(self._generator.sample([job.target], seed=job.seed)))
+        if isinstance(job, LearnJob):
+            return Learned(job, self._generator.learn(list(job.crystals), seed=job.seed, folder=job.folder))
+        return Evaluated(job, evaluate_jobs(self._plugins[job.role], self._oracles[job.role], [job])[0])
 
     @property
     def waiting(self) -> int:
         """How much work is queued and not begun."""
-        return len(self._queue)
+        return self._scheduler.waiting()
 
     def hold(self) -> None:
         """Begin nothing from now on."""
-        self._held = True
+        self._scheduler.hold()
 
     def release(self) -> None:
         """End a :meth:`hold`."""
-        self._held = False
+        self._scheduler.release()
 
-    def cancel(self) -> None:
+    @property
+    def costs(self) -> list[Cost]:
+        """Nothing runs while somebody asks."""
+        return []
+
+    def cancel(self) -> list[Cost]:
         """Drop queued work."""
-        self._queue.clear()
+        self._scheduler.clear()
+        return []
+
+
+def _end_of(config: CampaignConfig) -> float:
+    """Return when all machines will be gone, on the monotonic clock."""
+    ends_at = config.executor.ends_at
+    return math.inf if ends_at is None else time.monotonic() + ends_at.timestamp() - time.time()
 
 
 # In Ray workers -------------------------------------------------------------------------------------------------------
@@ -359,37 +456,40 @@ def _reference_task(plugin: PluginSpec, jobs: Sequence[EvaluationJob]) -> list[E
     return _cached_worker(plugin).evaluate(jobs)
 
 
-@dataclass
-class _Running:
-    """Work in flight and the actor that does it; reference calculations are tasks and have none."""
-
-    jobs: tuple[EvaluationJob, ...] | SampleJob
-    actor: int | None = None
-
-
 class RayExecutor:
     """Spreads the work over Ray workers.
 
     One actor holds the generator, ``screening_workers`` actors hold the screening oracle and take batches sized by
     atoms, and each reference calculation is a task that holds ``reference_cores`` CPUs. Actors hold no CPU in Ray's
-    books, because they idle while reference calculations run; GPUs are shared evenly among them. What waits, waits in
-    the driver: no more is handed to Ray than workers can take at once.
+    books unless told otherwise, because they idle while reference calculations run; GPUs that nobody asked for are
+    shared evenly among them. What waits, waits in the driver: no more is handed to Ray than workers can take at once.
+
+    A node started with ``ray start --labels=ends_at=SECONDS`` (since the epoch) gets no reference calculation that
+    could outlast it.
     """
 
     def __init__(self, config: CampaignConfig) -> None:
-        self._settings = config.executor
+        self._settings = settings = config.executor
         self._plugins = {
             "generator": PluginSpec.of(config.generator),
             "screening": PluginSpec.of(config.oracle.screening),
             "reference": PluginSpec.of(config.oracle.reference),
         }
-        self._samples: deque[SampleJob] = deque()
-        self._screening: deque[EvaluationJob] = deque()
-        self._reference: deque[EvaluationJob] = deque()
-        self._running: dict[Any, _Running] = {}
-        self._lost: dict[str, int] = {}
+        pools: dict[Stage, Pool] = {
+            "generator": Pool(),
+            "screening": Pool(
+                settings.screening_workers, settings.screening_batch_atoms, settings.screening_max_seconds
+            ),
+            "reference": Pool(settings.reference_workers, None, settings.reference_max_seconds),
+        }
+        self._scheduler: Scheduler[Job] = Scheduler(pools, max_lost=settings.max_lost, max_failed=settings.max_failed)
+        self._repetition = _Repetition(self._scheduler)
+        self._running: dict[Any, Task[Job]] = {}
+        self._ending: dict[Any, float] = {}
+        self._end = _end_of(config)
+        self._nodes: dict[str, float] = {}
+        self._nodes_asked = -math.inf
         self._loaded: Checkpoint | None = None
-        self._held = False
         self._generator: Any
         self._actors: list[Any]
 
@@ -405,7 +505,12 @@ class RayExecutor:
         where: dict[str, Any] = {"address": settings.address, "runtime_env": {"env_vars": THREADS}}
         if settings.address is None:
             _require_cpus(needed, here)
-            where = {"num_cpus": here, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+            where = {
+                "num_cpus": here,
+                "include_dashboard": False,
+                "object_store_memory": 200 * 2**20,
+                "resources": _custom_resources(settings),
+            }
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, OSError) as error:
@@ -416,11 +521,31 @@ class RayExecutor:
         resources = ray.cluster_resources()
         if settings.address is not None:
             _require_cpus(needed, int(resources.get("CPU", 0)))
-        gpus = min(1.0, resources.get("GPU", 0.0) / (1 + settings.screening_workers))
-        actor = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
-        self._generator_class = ray.remote(**actor)(_GeneratorWorker)
-        self._screening_class = ray.remote(**actor)(_OracleWorker)
-        task = ray.remote(num_cpus=settings.reference_cores, max_retries=0)
+        _require_resources(settings, resources)
+        share = min(1.0, resources.get("GPU", 0.0) / (1 + settings.screening_workers))
+        self._gpus = {
+            "screening": share if settings.screening_gpus is None else settings.screening_gpus,
+            "reference": settings.reference_gpus,
+        }
+        self._cores = {"screening": max(1, settings.screening_cores), "reference": settings.reference_cores}
+        self._generator_class = ray.remote(
+            num_cpus=settings.generator_cores,
+            num_gpus=share if settings.generator_gpus is None else settings.generator_gpus,
+            resources=settings.generator_resources,
+            scheduling_strategy="SPREAD",
+        )(_GeneratorWorker)
+        self._screening_class = ray.remote(
+            num_cpus=settings.screening_cores,
+            num_gpus=self._gpus["screening"],
+            resources=settings.screening_resources,
+            scheduling_strategy="SPREAD",
+        )(_OracleWorker)
+        task = ray.remote(
+            num_cpus=settings.reference_cores,
+            num_gpus=settings.reference_gpus,
+            resources=settings.reference_resources,
+            max_retries=0,
+        )
         self._reference_function = task(_reference_task)
         reference_scale = task(_reference_scale)
         self._start_generator()
@@ -474,150 +599,205 @@ class RayExecutor:
         self._get(self._generator.load.remote(checkpoint))
         self._loaded = checkpoint
 
-    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint | None:
-        """Train the generator; repeated if its worker is lost."""
-        import ray
-
-        for attempt in range(MAX_LOST + 1):
-            try:
-                checkpoint: Checkpoint | None = self._get(
-                    self._generator.learn.remote(list(crystals), seed, folder.resolve())
-                )
-            except (ray.exceptions.RayActorError, MissingDependencyError):
-                if attempt == MAX_LOST:
-                    raise
-                self._start_generator()
-            else:
-                if checkpoint is not None:
-                    self._loaded = checkpoint
-                return checkpoint
-        return None
-
-    def submit(self, job: SampleJob | EvaluationJob) -> None:
+    def submit(self, job: Job) -> None:
         """Queue work."""
-        if isinstance(job, SampleJob):
-            self._samples.append(job)
-        elif job.role == "screening":
-            self._screening.append(job)
-        else:
-            self._reference.append(job)
+        _submit(self._scheduler, job)
 
-    def results(self) -> Iterator[Sampled | Evaluated | None]:
+    def results(self) -> Iterator[Result | None]:
         """Hand out work as workers become free, and yield results as they arrive."""
         import ray
 
-        settings = self._settings
         while True:
             self._hand_out()
             if not self._running:
                 return
-            done, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
-            if not done:
+            waited = list(self._running)
+            done, _ = ray.wait(waited, num_returns=1, timeout=POLL_SECONDS)
+            if done:
+                done, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
+            results = [result for reference in done for result in self._collect(reference)]
+            results += self._end_late()
+            self._hand_out()  # before the caller writes down what there is
+            if not results:
                 yield None
-            for reference in done:
-                running = self._running.pop(reference)
-                try:
-                    value = self._get(reference)
-                except ray.exceptions.RayTaskError:
-                    raise
-                except (ray.exceptions.RayError, MissingDependencyError) as error:
-                    yield from self._worker_lost(running, error)
-                    continue
-                if isinstance(running.jobs, SampleJob):
-                    yield Sampled(running.jobs, value)
-                else:
-                    for job, evaluation in zip(running.jobs, value, strict=True):
-                        cores = settings.reference_cores if job.role == "reference" else evaluation.cores
-                        yield Evaluated(job, replace(evaluation, cores=cores))
+            yield from results
 
     def _hand_out(self) -> None:
-        if self._held:
-            return
-        settings = self._settings
-        busy = [running.actor for running in self._running.values()]
-        if self._samples and not any(isinstance(running.jobs, SampleJob) for running in self._running.values()):
-            sample = self._samples.popleft()
-            self._running[self._generator.sample.remote(sample.target, sample.seed)] = _Running(sample)
-        for index, actor in enumerate(self._actors):
-            if self._screening and index not in busy:
-                batch = self._next_batch()
-                self._running[actor.evaluate.remote(batch)] = _Running(tuple(batch), index)
-        calculations = sum(
-            running.actor is None and not isinstance(running.jobs, SampleJob) for running in self._running.values()
-        )
-        while self._reference and calculations < settings.reference_workers:
-            job = self._reference.popleft()
-            reference = self._reference_function.remote(self._plugins["reference"], [job])
-            self._running[reference] = _Running((job,))
-            calculations += 1
+        for task in self._scheduler.start(time.monotonic(), self._node_ends()):
+            self._running[self._begin(task)] = task
 
-    def _next_batch(self) -> list[EvaluationJob]:
-        """Take a fair share of what waits, at most `BATCH_ATOMS` atoms; work that was lost before goes alone."""
-        share = math.ceil(len(self._screening) / len(self._actors))
-        batch = [self._screening.popleft()]
-        atoms = len(batch[0].crystal)
-        while self._screening and len(batch) < share and not self._lost.get(batch[0].id):
-            atoms += len(self._screening[0].crystal)
-            if atoms > BATCH_ATOMS or self._lost.get(self._screening[0].id):
-                break
-            batch.append(self._screening.popleft())
-        return batch
-
-    def _worker_lost(self, running: _Running, error: Exception) -> Iterator[Evaluated]:
-        """Replace a lost worker and queue its work again, or give the work up after `MAX_LOST` repetitions."""
+    def _node_ends(self) -> dict[str, float]:
+        """Return node → when it will be gone, on the monotonic clock; asks Ray now and then."""
         import ray
 
-        if isinstance(running.jobs, SampleJob):
-            self._lost[running.jobs.id] = self._lost.get(running.jobs.id, 0) + 1
-            if self._lost[running.jobs.id] > MAX_LOST:
+        now = time.monotonic()
+        if now > self._nodes_asked + NODES_SECONDS:
+            self._nodes_asked = now
+            nodes = {node["NodeID"]: node.get("Labels", {}).get("ends_at") for node in ray.nodes() if node["Alive"]}
+            known = nodes if any(nodes.values()) else {}
+            self._nodes = {
+                node: min(self._end, now + float(end) - time.time() if end else math.inf) for node, end in known.items()
+            }
+        return self._nodes or ({} if math.isinf(self._end) else {ALL_NODES: self._end})
+
+    def _begin(self, task: Task[Job]) -> Any:
+        first = task.jobs[0]
+        if isinstance(first, SampleJob):
+            return self._generator.sample.remote(first.target, first.seed)
+        if isinstance(first, LearnJob):
+            return self._generator.learn.remote(list(first.crystals), first.seed, first.folder.resolve())
+        if task.stage == "screening":
+            return self._actors[task.worker].evaluate.remote(_evaluations(task))
+        function = self._reference_function
+        if task.nodes is not None:
+            function = function.options(label_selector={"ray.io/node-id": f"in({','.join(sorted(task.nodes))})"})
+        return function.remote(self._plugins["reference"], _evaluations(task))
+
+    def _collect(self, reference: Any) -> Iterator[Result]:
+        """Yield the results of a task that has ended; one whose worker was lost is queued again."""
+        import ray
+
+        task = self._running.pop(reference)
+        try:
+            value = self._get(reference)
+        except ray.exceptions.RayTaskError:
+            raise
+        except (ray.exceptions.RayError, MissingDependencyError) as error:
+            yield from self._worker_lost(task, error)
+            return
+        self._scheduler.finish(task, time.monotonic())
+        first = task.jobs[0]
+        if isinstance(first, SampleJob):
+            yield Sampled(first, value)
+        elif isinstance(first, LearnJob):
+            self._loaded = value if value is not None else self._loaded
+            yield Learned(first, value)
+        else:
+            for job, evaluation in zip(_evaluations(task), value, strict=True):
+                cores = max(evaluation.cores, self._cores[job.role])
+                result = replace(evaluation, cores=cores, gpus=self._gpus[job.role])
+                accepted = self._repetition.accept(Evaluated(job, result))
+                if accepted is not None:
+                    yield accepted
+
+    def _worker_lost(self, task: Task[Job], error: Exception) -> Iterator[Evaluated]:
+        """Replace a lost worker and queue its work again; yield failures for work that was lost too often."""
+        import ray
+
+        given_up = self._scheduler.lose(task)
+        times = self._settings.max_lost + 1
+        if task.stage == "generator":
+            if given_up:
                 raise RunError(
-                    f"the generator's worker was lost {MAX_LOST + 1} times while sampling {running.jobs.target.label}: "
-                    f"{_explain(error)}; look for the cause (often memory), then continue with `discovery resume`"
+                    f"the generator's worker was lost {times} times during {given_up[0].id}: {_explain(error)}; look "
+                    "for the cause (often memory), then continue with `discovery resume`"
                 ) from error
             self._start_generator()
-            self._samples.appendleft(running.jobs)
-            return
-        if running.actor is not None:
-            self._actors[running.actor] = self._start_screening()
-        queue = self._screening if running.actor is not None else self._reference
+        elif task.stage == "screening":
+            self._actors[task.worker] = self._start_screening()
         memory = isinstance(error, ray.exceptions.OutOfMemoryError)
-        for job in reversed(running.jobs):
-            self._lost[job.id] = self._lost.get(job.id, 0) + 1
-            if self._lost[job.id] <= MAX_LOST:
-                queue.appendleft(job)
+        kind = FailureKind.OUT_OF_MEMORY if memory else FailureKind.LOST
+        for job in given_up:
+            if isinstance(job, EvaluationJob):
+                yield self._failed(job, kind, f"the worker was lost {times} times: {_explain(error)}", 0.0)
+
+    def _end_late(self) -> list[Evaluated]:
+        """End what has taken longer than its time limit; what does not end when asked to is killed soon after."""
+        import ray
+
+        now = time.monotonic()
+        for reference, deadline in list(self._ending.items()):
+            if deadline < now:
+                ray.cancel(reference, force=True)
+                del self._ending[reference]
+        late = set(self._scheduler.late(now))
+        results = []
+        for reference, task in list(self._running.items()):
+            if task not in late:
                 continue
-            kind = FailureKind.OUT_OF_MEMORY if memory else FailureKind.LOST
-            message = f"the worker was lost {MAX_LOST + 1} times: {_explain(error)}"
-            yield Evaluated(
-                job, Evaluation(self.energy_scale(job.role), failure=Failure(kind, message, str(job.folder)))
-            )
+            del self._running[reference]
+            if task.stage == "screening":
+                ray.kill(self._actors[task.worker])
+                self._actors[task.worker] = self._start_screening()
+            else:
+                ray.cancel(reference, force=False)
+                self._ending[reference] = now + CANCEL_SECONDS
+            for job in self._scheduler.expire(task):
+                if isinstance(job, EvaluationJob):
+                    seconds = now - task.started
+                    message = f"ended after {seconds:.0f} s; executor.{job.role}_max_seconds is its time limit"
+                    accepted = self._repetition.accept(self._failed(job, FailureKind.TIMEOUT, message, seconds))
+                    results += [accepted] if accepted is not None else []
+        return results
+
+    def _failed(self, job: EvaluationJob, kind: FailureKind, message: str, seconds: float) -> Evaluated:
+        failure = Failure(kind, message, str(job.folder))
+        return Evaluated(
+            job,
+            Evaluation(
+                self.energy_scale(job.role),
+                failure=failure,
+                seconds=seconds,
+                cores=self._cores[job.role],
+                gpus=self._gpus[job.role],
+            ),
+        )
 
     @property
     def waiting(self) -> int:
         """How much work is queued and not begun."""
-        return len(self._samples) + len(self._screening) + len(self._reference)
+        return self._scheduler.waiting()
 
     def hold(self) -> None:
         """Begin nothing from now on; :meth:`results` ends once what runs is finished."""
-        self._held = True
+        self._scheduler.hold()
 
     def release(self) -> None:
         """End a :meth:`hold`."""
-        self._held = False
+        self._scheduler.release()
 
-    def cancel(self) -> None:
+    @property
+    def costs(self) -> list[Cost]:
+        """What the running evaluations have cost so far."""
+        now = time.monotonic()
+        costs = []
+        for task in self._scheduler.tasks:
+            jobs = _evaluations(task)
+            for job in jobs:
+                hours = (now - task.started) / 3600.0 / len(jobs)
+                costs.append(Cost(job, hours * self._cores[job.role], hours * self._gpus[job.role]))
+        return costs
+
+    def cancel(self) -> list[Cost]:
         """Drop queued work and interrupt what is running, so that external programs are ended by their oracle."""
         import ray
 
-        for queue in (self._samples, self._screening, self._reference):
-            queue.clear()
-        tasks = [reference for reference, running in self._running.items() if running.actor is None]
-        tasks = [reference for reference in tasks if not isinstance(self._running[reference].jobs, SampleJob)]
+        costs = self.costs
+        tasks = [reference for reference, task in self._running.items() if task.stage == "reference"]
         for reference in tasks:
             ray.cancel(reference, force=False)
         if tasks:
             ray.wait(tasks, num_returns=len(tasks), timeout=CANCEL_SECONDS)
         self._running.clear()
+        self._scheduler.clear()
+        return costs
+
+
+def _evaluations(task: Task[Job]) -> list[EvaluationJob]:
+    return [job for job in task.jobs if isinstance(job, EvaluationJob)]
+
+
+def _custom_resources(settings: ExecutorConfig) -> dict[str, float]:
+    """Return what this machine offers, if it is alone: enough for all workers."""
+    offered: dict[str, float] = defaultdict(float)
+    for resources, workers in (
+        (settings.generator_resources, 1),
+        (settings.screening_resources, settings.screening_workers),
+        (settings.reference_resources, settings.reference_workers),
+    ):
+        for name, amount in resources.items():
+            offered[name] += amount * workers
+    return dict(offered)
 
 
 def _require_cpus(needed: int, available: int) -> None:
@@ -626,6 +806,19 @@ def _require_cpus(needed: int, available: int) -> None:
             f"executor: {needed} CPUs are asked for, {available} are there; lower executor.screening_workers, "
             "executor.reference_workers or executor.reference_cores"
         )
+
+
+def _require_resources(settings: ExecutorConfig, available: Mapping[str, float]) -> None:
+    """Refuse what no node could ever give; Ray would wait for it in silence."""
+    for stage in ("generator", "screening", "reference"):
+        wanted = {**getattr(settings, f"{stage}_resources"), "GPU": getattr(settings, f"{stage}_gpus") or 0.0}
+        for name, amount in wanted.items():
+            if amount > available.get(name, 0.0):
+                raise ConfigError(
+                    f"executor.{stage}_{'gpus' if name == 'GPU' else 'resources'}: {amount:g} of {name!r} are asked "
+                    f"for, {available.get(name, 0.0):g} are there; start a node that has it (ray start --resources), "
+                    "or ask for less"
+                )
 
 
 def _explain(error: Exception) -> str:

@@ -8,7 +8,7 @@ has a nested pydantic model ``Config`` (unknown keys forbidden, every field desc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -35,6 +35,30 @@ class PluginConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class SinceLearning:
+    """What has come in since the generator has learned.
+
+    Parameters
+    ----------
+    verdicts
+        Verdicts given since the generator has learned, or since the campaign began.
+    idle_verdicts
+        Verdicts given since the last one that brought a new phase onto the reference hull.
+    hours
+        Wall time since the generator has learned or the driver has begun; 0 in a deterministic campaign.
+    """
+
+    verdicts: int = 0
+    idle_verdicts: int = 0
+    hours: float = 0.0
+
+    def with_verdict(self, *, on_hull: bool) -> SinceLearning:
+        """Return this after one more verdict."""
+        idle = 0 if on_hull else self.idle_verdicts + 1
+        return replace(self, verdicts=self.verdicts + 1, idle_verdicts=idle)
+
+
+@dataclass(frozen=True)
 class CampaignView:
     """Frozen view of a campaign, given to agents.
 
@@ -58,6 +82,8 @@ class CampaignView:
         What is left to spend.
     stable_threshold
         eV/atom above the hull up to which a verdict is stable.
+    since_learning
+        What has come in since the generator has learned.
     """
 
     seed: int
@@ -70,6 +96,7 @@ class CampaignView:
     candidates: tuple[Candidate, ...]
     budget: Budget
     stable_threshold: float = 1e-3
+    since_learning: SinceLearning = SinceLearning()
 
 
 @runtime_checkable
@@ -155,5 +182,18 @@ class Agent(Protocol):
         """Return the candidates worth a reference calculation, best first, each with its reason.
 
         At most ``budget.left("reference_calls")`` are taken.
+        """
+        ...
+
+
+@runtime_checkable
+class LearningAgent(Agent, Protocol):
+    """An agent that also decides when the generator learns; without one it learns whenever there is enough new."""
+
+    def is_time_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> bool:
+        """Whether the generator should be trained now on `lessons`, the stable crystals it has not learned from yet.
+
+        Asked after each round or, in a streaming campaign, after each verdict; never with fewer lessons than
+        ``min_new_crystals``.
         """
         ...

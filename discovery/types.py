@@ -194,8 +194,8 @@ class Evaluation:
         Whether both the electronic and the ionic loop ended within their tolerance.
     corrections
         Corrections contained in `energy`, name → eV per cell.
-    seconds, cores
-        Wall time and the number of cores held during it.
+    seconds, cores, gpus
+        Wall time, and the number of cores and GPUs held during it.
     details
         Further JSON values worth keeping (steps, magnetic moments, k-points, potential fingerprints).
     """
@@ -209,6 +209,7 @@ class Evaluation:
     corrections: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     cores: int = 1
+    gpus: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
 
@@ -229,6 +230,11 @@ class Evaluation:
         """Cost in core-hours."""
         return self.seconds * self.cores / 3600.0
 
+    @property
+    def gpu_hours(self) -> float:
+        """Cost in GPU-hours."""
+        return self.seconds * self.gpus / 3600.0
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON form that :meth:`from_dict` reads."""
         return {
@@ -242,6 +248,7 @@ class Evaluation:
             "corrections": dict(self.corrections),
             "seconds": self.seconds,
             "cores": self.cores,
+            "gpus": self.gpus,
             "details": dict(self.details),
             "failure": asdict(self.failure) if self.failure is not None else None,
         }
@@ -262,6 +269,7 @@ class Evaluation:
             corrections=data["corrections"],
             seconds=data["seconds"],
             cores=data["cores"],
+            gpus=data.get("gpus", 0.0),
             details=data["details"],
             failure=Failure(FailureKind(failure["kind"]), failure["message"], failure["folder"]) if failure else None,
         )
@@ -360,7 +368,8 @@ class Candidate:
 class Budget:
     """What may be spent, what is spent, and what work in flight has reserved; kind → amount.
 
-    Kinds: ``reference_calls``, ``core_hours``, ``wall_hours``. A kind without a limit is absent from `limit`.
+    Kinds: ``reference_calls``, ``core_hours``, ``gpu_hours``, ``wall_hours``. A kind without a limit is absent from
+    `limit`.
     """
 
     limit: Mapping[str, float] = field(default_factory=dict)

@@ -171,6 +171,7 @@ class Store:
     def __init__(self, engine: Engine, campaign: str | None = None) -> None:
         self.engine = engine
         self._session_id: int | None = None
+        self._clock = time.time
         try:
             self.campaign_id, self.name = _find(engine, campaign)
         except SQLAlchemyError as error:
@@ -288,7 +289,7 @@ class Store:
         try:
             with CampaignSession(self.engine, self.campaign_id) as session, session.begin():
                 if self._session_id is not None:
-                    session.get_one(SessionRow, self._session_id).heartbeat = time.time()
+                    session.get_one(SessionRow, self._session_id).heartbeat = self._clock()
                 yield session
         except SQLAlchemyError as error:
             remedy = (
@@ -318,15 +319,24 @@ class Store:
             return _campaign(session.get_one(CampaignRow, self.campaign_id), seconds)
 
     def start_session(self) -> None:
-        """Record that a driver has begun; the campaign is running from now on."""
+        """Record that a driver has begun; the campaign is running from now on.
+
+        Its heartbeats follow a clock that is not set meanwhile, so that their difference is the time that has passed.
+        """
+        self._session_id = None
         with self._transaction() as session:
-            now = time.time()
+            now, started = time.time(), time.monotonic()
             row = SessionRow(pid=os.getpid(), host=socket.gethostname(), started=now, heartbeat=now)
             session.add(row)
             session.get_one(CampaignRow, self.campaign_id).state = "running"
             session.flush()
             session_id = row.id
         self._session_id = session_id
+        self._clock = lambda: now + time.monotonic() - started
+
+    def end_session(self) -> None:
+        """Give no heartbeat any more, so that no wall time is counted until a session is started again."""
+        self._session_id = None
 
     def heartbeat(self) -> None:
         """Record that the driver is alive, and with it the wall time it has used."""
@@ -652,12 +662,10 @@ class Store:
             if states is not None:
                 query = query.where(CandidateRow.state.in_(states))
             rows = session.scalars(query).all()
-            evaluations = {
-                (row.subject_id, row.role): _evaluation(row, scales)
-                for row in session.scalars(
-                    select(EvaluationRow).join(CandidateRow, CandidateRow.id == EvaluationRow.subject_id)
-                )
-            }
+            found = select(EvaluationRow).join(CandidateRow, CandidateRow.id == EvaluationRow.subject_id)
+            if states is not None:
+                found = found.where(CandidateRow.state.in_(states))
+            evaluations = {(row.subject_id, row.role): _evaluation(row, scales) for row in session.scalars(found)}
             return [
                 Candidate(
                     id=row.id,
@@ -797,6 +805,8 @@ class Store:
             )
         )
         session.add(_ledger(subject_id, role, "core_hours", evaluation.core_hours))
+        if evaluation.gpu_hours:
+            session.add(_ledger(subject_id, role, "gpu_hours", evaluation.gpu_hours))
 
     # Checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -855,6 +865,21 @@ class Store:
                 role: (count, float(seconds), float(hours))
                 for role, count, seconds, hours in session.execute(query).all()
             }
+
+    def charge(self, subject_id: str, role: str, costs: Mapping[str, float]) -> None:
+        """Enter what a calculation has cost that this driver ended before it was done; kind → amount."""
+        with self._transaction() as session:
+            for kind, amount in costs.items():
+                if amount:
+                    session.add(_ledger(f"{subject_id} (ended by driver {self._session_id})", role, kind, amount))
+
+    def largest_costs(self, role: str) -> dict[str, float]:
+        """Return kind → the most that one evaluation of `role` has cost."""
+        with self._reading() as session:
+            query = select(LedgerRow.kind, func.max(LedgerRow.amount)).where(
+                LedgerRow.role == role, LedgerRow.spent.is_(True), LedgerRow.kind.in_(("core_hours", "gpu_hours"))
+            )
+            return {kind: float(amount) for kind, amount in session.execute(query.group_by(LedgerRow.kind))}
 
     def _reservations(self, session: Session, subject_id: str) -> Sequence[LedgerRow]:
         return session.scalars(

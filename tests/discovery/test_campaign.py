@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,15 @@ from discovery.errors import RunError
 from discovery.protocols import CampaignView
 from discovery.status import read_status
 from discovery.store import Store
-from discovery.types import Checkpoint, LabelledCrystal, Sample, State, Target
-from generators.random_search import RandomSearchGenerator
-from tests.discovery.campaigns import outcome, results, run, small_config
+from discovery.types import State, Target
+from tests.discovery.campaigns import outcome, results, run, tiny_config
 
 FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(small_config(tmp_path_factory.mktemp("campaign") / "run"))
+    return run(tiny_config(tmp_path_factory.mktemp("campaign") / "run"))
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -95,14 +93,14 @@ def test_hull_versions_grow_one_by_one(finished: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_campaign_and_another_seed_another(finished: Path, tmp_path: Path) -> None:
-    assert outcome(run(small_config(tmp_path / "same"))) == outcome(finished)
-    other = outcome(run(small_config(tmp_path / "other", seed=8, rounds=1)))
+    assert outcome(run(tiny_config(tmp_path / "same"))) == outcome(finished)
+    other = outcome(run(tiny_config(tmp_path / "other", seed=8, campaign={"rounds": 1})))
     assert other["candidates"] != outcome(finished)["candidates"][: len(other["candidates"])]
 
 
 @pytest.mark.parametrize("transactions", [9, 17])
 def test_a_killed_campaign_ends_as_an_undisturbed_one(finished: Path, tmp_path: Path, transactions: int) -> None:
-    config = small_config(tmp_path / "run")
+    config = tiny_config(tmp_path / "run")
 
     def launch() -> None:
         die_before_commit(transactions)
@@ -133,7 +131,7 @@ def test_a_killed_campaign_ends_as_an_undisturbed_one(finished: Path, tmp_path: 
 
 
 def test_a_driver_killed_before_its_first_transaction_leaves_no_campaign(tmp_path: Path) -> None:
-    config = small_config(tmp_path / "run")
+    config = tiny_config(tmp_path / "run")
 
     def launch() -> None:
         die_before_commit(1)
@@ -145,7 +143,7 @@ def test_a_driver_killed_before_its_first_transaction_leaves_no_campaign(tmp_pat
 
 
 def test_sigterm_interrupts_and_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
-    config = small_config(tmp_path / "run")
+    config = tiny_config(tmp_path / "run")
 
     def launch() -> None:
         with pytest.raises(CampaignInterruptedError, match=f"discovery resume {config.run_dir}"):
@@ -167,7 +165,7 @@ def test_sigterm_interrupts_and_says_how_to_go_on(finished: Path, tmp_path: Path
 
 
 def test_a_second_driver_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
-    config = small_config(tmp_path / "run")
+    config = tiny_config(tmp_path / "run")
     with Campaign.launch(config):
         assert read_status(config.run_dir).state == "created"
         with pytest.raises(RunError, match=str(os.getpid())), Campaign.resume(config.run_dir):
@@ -176,14 +174,14 @@ def test_a_second_driver_is_refused_with_the_first_ones_pid(tmp_path: Path) -> N
 
 def test_a_used_run_folder_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="discovery resume"):
-        run(small_config(finished))
+        run(tiny_config(finished))
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
-        run(small_config(tmp_path))
+        run(tiny_config(tmp_path))
 
 
 def test_a_changed_configuration_is_refused(tmp_path: Path) -> None:
-    config = small_config(tmp_path / "run")
+    config = tiny_config(tmp_path / "run")
     with Campaign.launch(config):
         pass
     path = config.run_dir / "config.yaml"
@@ -208,7 +206,7 @@ def test_resuming_a_finished_campaign_changes_nothing(finished: Path) -> None:
     ],
 )
 def test_the_budget_is_never_overspent(tmp_path: Path, budget: dict[str, float], calls: int, message: str) -> None:
-    status = read_status(run(small_config(tmp_path / "run", budget=budget)))
+    status = read_status(run(tiny_config(tmp_path / "run", campaign={"budget": budget})))
     assert (status.state, status.message) == ("finished", message)
     assert status.budget.spent["reference_calls"] == calls
     assert status.funnel["in_flight"] == 0
@@ -216,47 +214,15 @@ def test_the_budget_is_never_overspent(tmp_path: Path, budget: dict[str, float],
 
 
 def test_an_element_without_energy_is_fatal_and_named(tmp_path: Path) -> None:
-    config = small_config(tmp_path / "run", chemical_space="Cu-Fe")
+    config = tiny_config(tmp_path / "run", campaign={"chemical_space": "Cu-Fe"})
     with pytest.raises(RunError, match=r"screening oracle has no energy of the element Fe.*calculations") as caught:
         run(config)
     assert "no parameters for Fe" in str(caught.value)
     assert read_status(config.run_dir).state == "failed"
 
 
-class LearningSearch(RandomSearchGenerator):
-    """Random search that learns: its weights are a number that shifts its seeds."""
-
-    def __init__(self, config: RandomSearchGenerator.Config) -> None:
-        super().__init__(config)
-        self.weights = Checkpoint("shipped", hashlib.sha256(b"0").hexdigest())
-        self.shift = 0
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return self.weights
-
-    def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
-        return super().sample(targets, seed=seed + self.shift)
-
-    def learn(self, crystals: Sequence[LabelledCrystal], *, seed: int, folder: Path) -> Checkpoint:
-        path = folder / "weights.json"
-        path.write_text(json.dumps({"shift": seed % 1000 + len(crystals)}))
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        parent, trained_on = self.weights.sha256, tuple(crystal.id for crystal in crystals)
-        self.load(Checkpoint(str(path), sha256, parent, trained_on, {"loss": 0.1}))
-        return self.weights
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        self.shift = json.loads(Path(checkpoint.path).read_text())["shift"]
-        self.weights = checkpoint
-
-
-def test_the_loop_closes_and_a_resumed_campaign_has_the_learned_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("generators.random_search.RandomSearchGenerator", LearningSearch)
-    undisturbed = run(small_config(tmp_path / "undisturbed"))
-    config = small_config(tmp_path / "killed")
+def test_the_loop_closes_and_a_resumed_campaign_has_the_learned_weights(finished: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "killed")
 
     class StopError(Exception):
         pass
@@ -269,14 +235,14 @@ def test_the_loop_closes_and_a_resumed_campaign_has_the_learned_weights(
         campaign.run()
     assert read_status(config.run_dir).state == "failed"
     resume(config.run_dir)
-    assert outcome(config.run_dir) == outcome(undisturbed)
+    assert outcome(config.run_dir) == outcome(finished)
 
-    store = Store.read(undisturbed / "campaign.sqlite")
+    store = Store.read(finished / "campaign.sqlite")
     first, second, *rest = store.checkpoints()
     assert (first.id, second.id, second.round) == ("initial", "r00", 0)
     assert second.checkpoint.parent == first.checkpoint.sha256
     assert second.checkpoint.path == "checkpoints/r00/weights.json"
-    assert hashlib.sha256((undisturbed / second.checkpoint.path).read_bytes()).hexdigest() == second.checkpoint.sha256
+    assert hashlib.sha256((finished / second.checkpoint.path).read_bytes()).hexdigest() == second.checkpoint.sha256
     trained_on = [*second.checkpoint.trained_on, *(id_ for record in rest for id_ in record.checkpoint.trained_on)]
     assert second.checkpoint.trained_on
     assert sorted(trained_on) == [candidate.id for candidate in store.candidates({State.LEARNED})]
@@ -293,7 +259,7 @@ def test_agents_see_what_the_store_holds(finished: Path, tmp_path: Path, monkeyp
         return propose(self, view, n)
 
     monkeypatch.setattr(GreedyAgent, "propose", spy)
-    run(small_config(tmp_path / "run"))
+    run(tiny_config(tmp_path / "run"))
     assert [view.round for view in views] == [0, 1]
     assert views[0].seed != views[1].seed
     assert not views[0].candidates
