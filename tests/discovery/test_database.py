@@ -19,6 +19,7 @@ from discovery.runfolder import RunFolder
 from discovery.sets import read_set
 from discovery.status import read_status
 from discovery.store import Store
+from discovery.store.queries import Queries
 from tests.discovery.campaigns import outcome, results, run, tiny_config
 from tests.discovery.test_cli import call
 
@@ -53,6 +54,28 @@ def test_a_run_folder_leads_to_its_database(
     assert (in_database / "export" / "entries.json").is_file()
     members, expected = read_set(in_database).members, read_set(finished).members
     assert [(member.id, member.energies) for member in members] == [(m.id, m.energies) for m in expected]
+
+
+def test_who_watches_sees_the_same_in_both_databases(in_database: Path, finished: Path) -> None:
+    seen = []
+    for run_dir in (in_database, finished):
+        store = RunFolder(run_dir).read_store()
+        ask = Queries(store)
+        ids = store.candidate_ids()
+        order = (("e_above_hull", "desc"), ("formula", "asc"))
+        where = (("formula", "contains", "Cu"), ("n_atoms", "at_most", 4))
+        seen.append(
+            (
+                *(ask.verdicts(), ask.losses(), ask.failures(), ask.waiting(), ask.pairs(), ask.phases("reference")),
+                *(ask.page(order=order, where=where, limit=5), ask.checkpoints_of(ids), sorted(ask.costs_of(ids))),
+                *(sorted(ask.hull_times("screening")), sorted(ask.pace()), len(ask.spent("core_hours")[0])),
+            )
+        )
+        assert ask.revision()
+        assert ask.heartbeat()
+        store.close()
+    assert seen[0] == seen[1]
+    assert seen[0][0]
 
 
 def test_a_killed_campaign_goes_on(tmp_path: Path, postgresql: str, finished: Path) -> None:
