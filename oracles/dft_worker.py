@@ -58,7 +58,6 @@ def _compute(
             energy_scale=energy_scale,
             supported=range(1, 119),
             config=config,
-            optimizer="BFGS",
             magnetic_moments=settings["magnetic_moments"],
         )
         details.update(evaluation.details)

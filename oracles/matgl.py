@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from discovery.crystal import Crystal
 from discovery.errors import MissingDependencyError
-from discovery.types import EnergyScale, Evaluation
-from oracles.relax import RelaxConfig, evaluate
+from discovery.protocols import PluginConfig
+from discovery.types import Checkpoint, EnergyScale, Evaluation
+from oracles import finetune
+from oracles.relax import Answer, BatchConfig, evaluate_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 FILES = ("model.pt", "state.pt", "model.json")
+EV_PER_CUBIC_ANGSTROM = 160.21766208
+"""GPa, as matgl has it."""
 
 
 class MatGLOracle:
     """Any interatomic potential that matgl saves: a folder with ``model.pt``, ``state.pt`` and ``model.json``."""
 
-    class Config(RelaxConfig):
+    class Config(BatchConfig):
         """Settings of the matgl oracle."""
 
         model: str = Field(
@@ -31,11 +41,12 @@ class MatGLOracle:
         functional: str = Field("PBE", description="Functional of the data the model was trained on.")
         corrections: str = Field("", description="Correction scheme contained in that data; empty for none.")
 
+    FineTuneConfig: ClassVar[type[PluginConfig]] = finetune.FineTuneConfig
+
     def __init__(self, config: Config) -> None:
         files = _model_files(config.model)
 
         from ase.data import atomic_numbers
-        from matgl.ext.ase import PESCalculator
         from matgl.utils.io import load_model
 
         try:
@@ -46,31 +57,112 @@ class MatGLOracle:
                 "download it again or convert it to the installed matgl version"
             ) from error
         self._config = config
-        self._calculator = PESCalculator(potential, stress_unit="eV/A3", use_voigt=True)
-        self._supported = frozenset(atomic_numbers[symbol] for symbol in self._calculator.element_types)
-        digest = hashlib.sha256()
-        for name in FILES[:2]:
-            digest.update(files[name].read_bytes())
+        self._force_field = MatGLForceField(potential)
+        self._supported = frozenset(atomic_numbers[symbol] for symbol in potential.model.element_types)
         self.energy_scale = EnergyScale(
             code="matgl",
             version=version("matgl"),
             functional=config.functional,
-            potentials=digest.hexdigest(),
+            potentials=_digest(files),
             corrections=config.corrections,
         )
 
     def evaluate(self, crystals: Sequence[Crystal], *, folder: Path | None = None) -> list[Evaluation]:  # noqa: ARG002
         """Return one evaluation per crystal, in order."""
+        return evaluate_batch(
+            crystals,
+            self._force_field,
+            energy_scale=self.energy_scale,
+            supported=self._supported,
+            config=self._config,
+            batch_atoms=self._config.batch_atoms,
+        )
+
+    def fine_tune(
+        self,
+        training: Sequence[Evaluation],
+        validation: Sequence[Evaluation],
+        *,
+        config: finetune.FineTuneConfig,
+        folder: Path,
+        metadata: Mapping[str, Any],
+    ) -> Checkpoint:
+        """Learn from another oracle's results; write matgl's files into `folder` and use them from now on."""
+        parent = self.energy_scale.potentials
+        metrics = finetune.fine_tune(self._force_field, training, validation, config)
+        folder.mkdir(parents=True, exist_ok=True)
+        scale = training[0].energy_scale
+        self._force_field.save(folder, {**metadata, "parent": parent, "metrics": metrics})
+        digest = _digest({name: folder / name for name in FILES})
+        self.energy_scale = replace(
+            self.energy_scale, functional=scale.functional, corrections=scale.corrections, potentials=digest
+        )
+        return Checkpoint(str(folder), digest, parent, metrics=metrics)
+
+
+class MatGLForceField:
+    """A matgl potential as a :class:`~oracles.relax.ForceField`."""
+
+    def __init__(self, potential: Any) -> None:
+        from matgl.ext.ase import Atoms2Graph
+
+        self._potential = potential.requires_grad_(False).eval()
+        self._converter = Atoms2Graph(potential.model.element_types, potential.model.cutoff)
+
+    @property
+    def module(self) -> nn.Module:
+        """The potential."""
+        module: nn.Module = self._potential
+        return module
+
+    def shift(self, energies: Mapping[int, float]) -> None:
+        """Add an energy (eV) per atom of each element, given by atomic number."""
+        from ase.data import chemical_symbols
+
+        for number, energy in energies.items():
+            index = self._potential.model.element_types.index(chemical_symbols[number])
+            self._potential.element_refs.property_offset[index] += energy
+
+    def save(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Write the files that matgl loads."""
+        self._potential.save(folder, metadata=dict(metadata))
+
+    def compute(self, crystals: Sequence[Crystal]) -> list[Answer]:
+        """Return energy, forces and stress of each crystal."""
+        energies, forces, stresses = (tensor.detach().double() for tensor in self.predict(crystals))
         return [
-            evaluate(
-                crystal,
-                self._calculator,
-                energy_scale=self.energy_scale,
-                supported=self._supported,
-                config=self._config,
+            Answer(*answer)
+            for answer in zip(
+                energies.tolist(),
+                np.split(forces.numpy(), np.cumsum([len(crystal) for crystal in crystals])[:-1]),
+                stresses.numpy(),
+                strict=True,
             )
-            for crystal in crystals
         ]
+
+    def predict(self, crystals: Sequence[Crystal]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return energies (eV, (B,)), forces (eV/Å, (N, 3)) and stresses (eV/Å³, (B, 3, 3)) of crystals.
+
+        In training mode they can be differentiated by the potential's parameters.
+        """
+        import torch
+        from torch_geometric.data import Batch
+
+        graphs, lattices, states = zip(
+            *(self._converter.get_graph(crystal.to_atoms()) for crystal in crystals), strict=True
+        )
+        state = torch.tensor(np.array(states))
+        energies, forces, stresses, *_ = self._potential(Batch.from_data_list(list(graphs)), torch.cat(lattices), state)
+        stresses = stresses.reshape(-1, 3, 3)
+        return energies.reshape(-1), forces, (stresses + stresses.mT) / (2 * EV_PER_CUBIC_ANGSTROM)
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    """Return the SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name in FILES[:2]:
+        digest.update(files[name].read_bytes())
+    return digest.hexdigest()
 
 
 def _model_files(model: str) -> dict[str, Path]:
