@@ -14,6 +14,7 @@ from discovery.check_command import check
 from discovery.errors import ConfigError, DiscoveryError
 from discovery.evaluation.cli import CorrectionsOption, compare
 from discovery.evaluation.cli import app as evaluate_app
+from discovery.finetune_command import finetune
 from discovery.generation import sample, train
 from discovery.simulate_command import simulate
 from discovery.tune_command import app as tune_app
@@ -40,6 +41,7 @@ app.add_typer(tune_app, name="tune")
 app.command()(train)
 app.command()(sample)
 app.command()(check)
+app.command()(finetune)
 app.command()(compare)
 app.command()(simulate)
 console = Console()

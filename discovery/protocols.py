@@ -169,6 +169,35 @@ class Oracle(Protocol):
 
 
 @runtime_checkable
+class FineTunableOracle(Protocol):
+    """An oracle whose weights `discovery finetune` can adapt to the results of another one."""
+
+    Config: ClassVar[type[PluginConfig]]
+    FineTuneConfig: ClassVar[type[PluginConfig]]
+
+    @property
+    def energy_scale(self) -> EnergyScale:
+        """Scale of the weights in use."""
+        ...
+
+    def fine_tune(
+        self,
+        training: Sequence[Evaluation],
+        validation: Sequence[Evaluation],
+        *,
+        config: Any,
+        folder: Path,
+        metadata: Mapping[str, Any],
+    ) -> Checkpoint:
+        """Learn from `training`, write the weights that are best on `validation` into `folder` and use them.
+
+        `config` is a ``FineTuneConfig``; all evaluations have one energy scale; `metadata`, a JSON object, is stored
+        with the weights. The checkpoint's ``path`` is what the oracle's option ``model`` takes.
+        """
+        ...
+
+
+@runtime_checkable
 class Agent(Protocol):
     """Decides which compositions to ask for and which candidates to compute."""
 

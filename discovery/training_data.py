@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from discovery.references import read_csv
 from discovery.runfolder import RunFolder
 from discovery.sets import read_set
 from discovery.types import LabelledCrystal, Stability, State
+
+Item = TypeVar("Item")
 
 
 def read_training_data(path: Path) -> list[LabelledCrystal]:
@@ -84,9 +87,7 @@ def without_system(crystals: Sequence[LabelledCrystal], elements: Sequence[str])
     return [item for item in crystals if not set(item.crystal.chemsys.split("-")) <= space]
 
 
-def split(
-    crystals: Sequence[LabelledCrystal], fraction: float, seed: int
-) -> tuple[list[LabelledCrystal], list[LabelledCrystal]]:
+def split(crystals: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Return training crystals, and a random `fraction` of them, at least one, for validation.
 
     Raises
