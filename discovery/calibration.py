@@ -221,9 +221,12 @@ def reliability(store: Store) -> Reliability:
     The prediction is made anew from the hulls and calculations as they were at that moment, which are all in the store.
     Candidates whose calculation is not finished are left out.
     """
+    versions = {role: store.hull_versions(role) for role in ("screening", "reference")}
+    if not all(versions.values()):
+        return Reliability(())
     threshold = store.campaign().config["campaign"]["stable_threshold"]
     candidates = {candidate.id: candidate for candidate in store.candidates()}
-    first = {role: store.hull_versions(role)[0].version for role in ("screening", "reference")}
+    first = {role: of_role[0].version for role, of_role in versions.items()}
     judged = computed = failed = 0
     selection, grouped = -1, False
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +70,13 @@ def launch(
         typer.Argument(help="Settings, such as campaign.rounds=2, oracle/screening=emt or run_dir=runs/cuau."),
     ] = None,
     config_dir: Annotated[Path | None, typer.Option(help="Folder of your own configurations.")] = None,
+    control_arms: Annotated[
+        bool,
+        typer.Option(
+            "--control-arms",
+            help="Afterwards run its control arms at equal budget, in RUN_DIR-ARM; the same command goes on.",
+        ),
+    ] = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -79,11 +87,59 @@ def launch(
     from discovery.runfolder import RunFolder
 
     config = compose(campaign, overrides or [], config_dir)
-    RunFolder(config.run_dir).require_new()
+    if not control_arms:
+        RunFolder(config.run_dir).require_new()
     with Console(stderr=True, quiet=quiet).status("checking the oracles") as status:
         for warning in check_oracles(config, status.update):
             Console(stderr=True, soft_wrap=True).print(f"[yellow]warning[/yellow]: {warning}", highlight=False)
+    if control_arms:
+        _with_controls(config, quiet, verbose)
+        return
     _drive(lambda observe: Campaign.launch(config, observe), config, config.run_dir, quiet, verbose)
+
+
+def _with_controls(config: "CampaignConfig", quiet: bool, verbose: bool) -> None:
+    """Run a campaign and its control arms one after the other, and show what each found."""
+    from discovery import simulation
+    from discovery.campaign import Campaign
+    from discovery.runfolder import RunFolder
+    from discovery.simulate_command import show
+
+    arms = {"campaign": config, **simulation.control_arms(config)}
+    runs = []
+    for name, arm in arms.items():
+        run = config.run_dir if name == "campaign" else config.run_dir.with_name(f"{config.run_dir.name}-{name}")
+        own = arm.model_copy(update={"run_dir": run})
+        begun = RunFolder(run).holds_campaign
+        if not quiet:
+            console.print(
+                f"[bold]{name}[/bold]: {simulation.CONTROLS.get(name, 'as configured')} ({run})", highlight=False
+            )
+        opened = partial(Campaign.resume, run) if begun else partial(Campaign.launch, own)
+        _drive(opened, own, run, quiet or name != "campaign", verbose)
+        runs.append((name, run))
+    if not quiet:
+        show(simulation.collect(runs), "random" if "random" in arms else "campaign", (0.25, 0.5, 1.0))
+
+
+@app.command()
+def calibration(
+    run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
+) -> None:
+    """Compare how probably stable each candidate was when it was selected with what happened."""
+    from discovery.calibration import reliability
+    from discovery.report import calibration_section
+    from discovery.runfolder import RunFolder
+
+    store = RunFolder(run).read_store()
+    try:
+        found = reliability(store)
+    finally:
+        store.close()
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    typer.echo(calibration_section(found) or "No candidate has been judged yet.")
 
 
 @app.command()

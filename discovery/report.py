@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from discovery.calibration import Reliability, reliability
 from discovery.hull import Hull
 from discovery.runfolder import RunFolder
 from discovery.status import DiscoveredPhase, Status, discovered_phases, read_status
@@ -90,6 +91,7 @@ def make_report(run_dir: Path) -> str:
             _hulls(store),
             _funnel(status, store),
             _errors(store),
+            calibration_section(reliability(store)),
             _checkpoints(status),
             _cost(status, store),
         ]
@@ -208,6 +210,26 @@ def _errors(store: Store) -> str:
         f"Formation energies of {len(pairs)} judged candidates, each on its own scale: mean absolute error "
         f"{np.abs(error).mean():.4f}, root mean square {math.sqrt((error**2).mean()):.4f}, mean of the difference"
         f" {error.mean():+.4f} eV/atom."
+    )
+
+
+def calibration_section(found: Reliability) -> str:
+    """Return predicted probabilities of being stable against what happened, as Markdown; nothing without any."""
+    if not found.predictions:
+        return ""
+    summary = (
+        f"Probability, when {len(found.predictions)} candidates were selected, that each would be stable, from the "
+        f"pairs of energies known then: Brier score {found.brier():.3f} (0 is perfect), against "
+        f"{found.base_rate_brier():.3f} for always predicting the share that came true."
+    )
+    curve = [(str(one.n), f"{one.probability:.2f}", f"{one.came_true:.2f}") for one in found.curve()]
+    scores = [
+        (str(selection), str(sum(p.selection == selection for p in found.predictions)), f"{found.brier(selection):.3f}")
+        for selection in found.selections
+    ]
+    return (
+        f"## Calibration\n\n{summary}\n\n{_table(('candidates', 'mean probability', 'share stable'), curve)}\n\n"
+        f"{_table(('selection', 'candidates', 'Brier score'), scores)}"
     )
 
 

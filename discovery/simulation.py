@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from discovery import config as configuration
 from discovery.config import AgentChoice, CampaignConfig, GeneratorChoice, OracleChoice, compose, compose_choice
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, InvalidInputError, RunError
@@ -450,7 +451,6 @@ def simulate(
     *,
     database: Sequence[KnownPhase] = (),
     workers: int = 1,
-    in_process: bool = True,
     progress: Progress | None = None,
 ) -> Simulation:
     """Run one campaign per arm and seed in ``OUT/<arm>/<seed>``; what is there already is read or gone on with.
@@ -458,7 +458,7 @@ def simulate(
     Parameters
     ----------
     arms
-        Name → configuration; `seed`, `run_dir` and, unless `in_process` is false, `executor` are replaced.
+        Name → configuration; `seed`, `run_dir` and `executor` are replaced.
     seeds
         Seeds of the campaigns.
     out
@@ -477,7 +477,7 @@ def simulate(
     """
     budget, first = _common(arms)
     jobs = {
-        (name, seed): _seeded(config, seed, out / name / f"{seed:03d}", in_process=in_process)
+        (name, seed): _seeded(config, seed, out / name / f"{seed:03d}")
         for name, config in arms.items()
         for seed in seeds
     }
@@ -486,16 +486,36 @@ def simulate(
         finished[job] = result
         if progress is not None:
             progress(len(finished), len(jobs), f"{job[0]}, seed {job[1]}")
-    references = next(iter(finished.values()))[1]
-    hidden = {phase.id for phase in database if phase.hidden}
-    known = [phase for phase in references if phase.id not in hidden]
+    return _collected(list(finished.values()), first, database, budget, order=list(arms))
+
+
+def collect(runs: Sequence[tuple[str, Path]]) -> Simulation:
+    """Return what finished campaigns have found: pairs of an arm's name and a run folder, of one chemical space."""
+    outcomes = [_read(name, run) for name, run in runs]
+    first = configuration.read(RunFolder(runs[0][1]).config)
+    most = max(len(trajectory.calls) for trajectory, _ in outcomes)
+    budget = first.campaign.budget.reference_calls
+    return _collected(outcomes, first, (), most if budget is None else budget, order=[name for name, _ in runs])
+
+
+def _collected(
+    outcomes: Sequence[_Outcome],
+    first: CampaignConfig,
+    database: Sequence[KnownPhase],
+    budget: int,
+    *,
+    order: Sequence[str],
+) -> Simulation:
+    hidden = tuple(phase for phase in database if phase.hidden)
+    ids = {phase.id for phase in hidden}
+    trajectories = [trajectory for trajectory, _ in outcomes]
     return Simulation(
         elements=first.campaign.elements,
         budget=budget,
         threshold=first.campaign.stable_threshold,
         max_atoms=first.campaign.max_atoms,
-        phases=(*known, *(phase for phase in database if phase.hidden)),
-        trajectories=tuple(finished[job][0] for job in jobs),
+        phases=(*(phase for phase in outcomes[0][1] if phase.id not in ids), *hidden),
+        trajectories=tuple(sorted(trajectories, key=lambda one: (order.index(one.arm), one.seed))),
     )
 
 
@@ -530,11 +550,9 @@ def _common(arms: Mapping[str, CampaignConfig]) -> tuple[int, CampaignConfig]:
     return budget, first
 
 
-def _seeded(config: CampaignConfig, seed: int, run_dir: Path, *, in_process: bool) -> CampaignConfig:
-    update: dict[str, Any] = {"seed": seed, "run_dir": run_dir}
-    if in_process:
-        update["executor"] = config.executor.model_copy(update={"name": "in_process"})
-    return config.model_copy(update=update)
+def _seeded(config: CampaignConfig, seed: int, run_dir: Path) -> CampaignConfig:
+    executor = config.executor.model_copy(update={"name": "in_process"})
+    return config.model_copy(update={"seed": seed, "run_dir": run_dir, "executor": executor})
 
 
 def _run(arm: str, data: dict[str, Any]) -> _Outcome:
@@ -549,17 +567,16 @@ def _run(arm: str, data: dict[str, Any]) -> _Outcome:
     elif read_status(folder.path).state != "finished":
         with Campaign.resume(folder.path) as campaign:
             campaign.run()
-    outcome = _read(arm, config)
+    if configuration.read(folder.config).config_hash != config.config_hash:
+        raise RunError(f"{folder.path} holds a campaign of other settings; simulate into another folder (--out)")
+    outcome = _read(arm, folder.path)
     shutil.rmtree(folder.path / "calculations", ignore_errors=True)
     return outcome
 
 
-def _read(arm: str, config: CampaignConfig) -> _Outcome:
-    folder = RunFolder(config.run_dir)
-    store = folder.read_store()
+def _read(arm: str, run: Path) -> _Outcome:
+    store = RunFolder(run).read_store()
     try:
-        if store.campaign().config_hash != config.config_hash:
-            raise RunError(f"{folder.path} holds a campaign of other settings; simulate into another folder (--out)")
         candidates = {candidate.id: candidate for candidate in store.candidates()}
         calls = []
         for id_, _, state, _ in store.transitions():
@@ -584,7 +601,7 @@ def _read(arm: str, config: CampaignConfig) -> _Outcome:
             and len(phase.composition) > 1
             and (energy := hull.formation_energy_per_atom(phase.composition, phase.energy_per_atom)) is not None
         )
-        return Trajectory(arm, config.seed, tuple(calls)), known
+        return Trajectory(arm, store.campaign().seed, tuple(calls)), known
     finally:
         store.close()
 

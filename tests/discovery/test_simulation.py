@@ -15,6 +15,7 @@ from discovery.simulation import (
     KnownPhase,
     Simulation,
     Trajectory,
+    collect,
     control_arms,
     read_database,
     simulate,
@@ -191,3 +192,43 @@ def test_campaigns_side_by_side_find_the_same(tmp_path):
 def test_a_baseline_that_does_not_run_is_refused(cu_au, tmp_path):
     result = CliRunner().invoke(app, [*REPLAY, "--baseline", "thompson", "--out", str(tmp_path)])
     assert isinstance(result.exception, ConfigError)
+
+
+@pytest.mark.slow
+def test_one_switch_runs_the_control_arms_beside_a_campaign(tmp_path):
+    run_dir = tmp_path / "run"
+    command = [
+        "launch",
+        "quickstart",
+        "oracle/screening=emt",
+        "oracle/reference=emt",
+        "oracle.screening.fmax=0.3",
+        "oracle.reference.fmax=0.3",
+        "generator=random_search",
+        "executor.name=in_process",
+        "oracle.check=skip",
+        "campaign.chemical_space=Cu-Au",
+        "campaign.max_atoms=4",
+        "campaign.rounds=1",
+        "campaign.targets_per_round=1",
+        "campaign.samples_per_target=2",
+        "campaign.budget.reference_calls=2",
+        f"run_dir={run_dir}",
+        "--control-arms",
+    ]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    arms = {"frozen", "random", "substitution", "no_screening"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", *(f"run-{arm}" for arm in arms)}
+    assert "times as many as the baseline" in first.output
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+
+
+def test_finished_campaigns_are_compared_by_what_they_computed(tmp_path):
+    run_dir = run(small_config(tmp_path / "run", seed=3, rounds=1, targets_per_round=1))
+    alone = collect([("campaign", run_dir)])
+    simulated = simulate(
+        {"campaign": small_config(tmp_path, seed=3, rounds=1, targets_per_round=1)}, [3], tmp_path / "s"
+    )
+    assert alone == simulated
