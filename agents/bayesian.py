@@ -16,7 +16,7 @@ from agents.compositions import Stoichiometry, stoichiometries
 from agents.surrogate import Observation, Surrogate
 from discovery.calibration import Calibration, hull_energy
 from discovery.protocols import CampaignView, PluginConfig
-from discovery.types import Budget, Candidate, State, Target
+from discovery.types import Budget, Candidate, LabelledCrystal, State, Target
 
 LARGER_CELL = 0.5
 """How much less likely a cell of one more formula unit is to hold the structure that matters."""
@@ -62,6 +62,10 @@ class BayesianAgent:
             "calls",
             description="What is spent wisely: calculations, or core-hours as recorded by number of atoms. Recorded "
             "times differ from run to run, and with core_hours decisions do.",
+        )
+        lessons: int = Field(2, ge=1, description="Crystals not yet learned from that are worth a training.")
+        patience: int = Field(
+            4, ge=1, description="Verdicts without a new phase on the hull after which fewer crystals are enough."
         )
 
     def __init__(self, config: Config) -> None:
@@ -134,6 +138,10 @@ class BayesianAgent:
             chosen.append((candidate, reason))
             left[formula] *= 1 - probability
         return chosen
+
+    def is_time_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> bool:
+        """Whether there are enough new crystals, or the search has come to a halt and any may help."""
+        return len(lessons) >= self.config.lessons or view.since_learning.idle_verdicts >= self.config.patience
 
 
 def calibrated(view: CampaignView) -> Calibration:

@@ -5,7 +5,8 @@ import pytest
 
 from agents.bayesian import BayesianAgent
 from discovery.hull import Phase
-from discovery.types import Budget, EnergyScale, Evaluation, State
+from discovery.protocols import LearningAgent, SinceLearning
+from discovery.types import Budget, EnergyScale, Evaluation, LabelledCrystal, State
 
 SCALE = EnergyScale("code", "1", "PBE")
 PAIR = ("Mg", "Si")
@@ -110,3 +111,13 @@ def test_cost_is_weighed_if_core_hours_count(make):
     assert [chosen.id for chosen, _ in by_calls] == ["large", "small"]
     assert [chosen.id for chosen, _ in by_hours] == ["small", "large"]
     assert re.search(r"cost grows as atoms\^[23]\.\d", by_hours[0][1])
+
+
+def test_it_learns_from_a_few_crystals_or_when_the_search_halts(make):
+    lesson = LabelledCrystal(make.compound("fluorite", 6.3, "SiMg2"))
+    going, halted = (replace(make.view(PAIR), since_learning=SinceLearning(idle, idle)) for idle in (1, 5))
+    agent = bayesian(lessons=2, patience=4)
+    assert isinstance(agent, LearningAgent)
+    assert agent.is_time_to_learn(going, [lesson, lesson])
+    assert not agent.is_time_to_learn(going, [lesson])
+    assert agent.is_time_to_learn(halted, [lesson])
