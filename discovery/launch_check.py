@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -69,18 +69,23 @@ def check_oracles(config: CampaignConfig, progress: Callable[[str], None] = lamb
 
 def checked(choice: OracleChoice, elements: tuple[str, ...]) -> Report:
     """Return what is remembered of an oracle, or check it now and remember it."""
-    scale: EnergyScale = choice.create().energy_scale
-    oracle = choice.model_dump(mode="json")
-    for extent in ("full", "quick", _extent("launch", elements)):
+    found = remembered(choice.model_dump(mode="json"), choice.create().energy_scale, elements)
+    if found is not None and (found["passed"] or found["extent"] != "launch"):
+        return found
+    report = check(choice, extent="launch", elements=elements)
+    remember(report, elements)
+    return report.to_dict()
+
+
+def remembered(oracle: Mapping[str, Any], scale: EnergyScale, elements: Sequence[str]) -> Report | None:
+    """Return what is remembered of the most thorough check of an oracle, or None if it was not checked."""
+    for extent in ("full", "quick", _extent("launch", tuple(elements))):
         try:
             found: Report = json.loads(_path(oracle, scale, extent).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if found["passed"] or extent in ("full", "quick"):
-            return found
-    report = check(choice, extent="launch", elements=elements)
-    remember(report, elements)
-    return report.to_dict()
+        return found
+    return None
 
 
 def remember(report: CheckReport, elements: tuple[str, ...] = ()) -> None:

@@ -31,6 +31,9 @@ from discovery.store.store import ROLES
 REFRESH_SECONDS = 2
 """How often a page asks whether something has changed."""
 
+RESTS_PER_WORK = 10
+"""How much longer than making a page takes it is left as it is, so that watching a large campaign costs little."""
+
 PAGES = {"": "Overview", "hull": "Hull", "discoveries": "Discoveries", "candidates": "Candidates", "trust": "Trust"}
 """Pages of a campaign: the last part of their address, and their name."""
 
@@ -127,11 +130,17 @@ def _register_pages(app: Dash, sources: Sources, controllable: bool) -> None:
         known = sources.all()
         cost = cost if cost in figures.COSTS else "reference_calls"
         shown = [known[key]] if key in known else list(known.values())
+        seen = seen if isinstance(seen, dict) else {}
+        began = time.monotonic()
+        resting = began < seen.get("again", 0.0) and [path, cost] == seen.get("asked")
         try:
-            state = [path, cost, [[source.key, list(source.queries.revision()), _pulse(source)] for source in shown]]
-            if state == seen:
+            state = [[source.key, list(source.queries.revision()), _pulse(source)] for source in shown]
+            if resting or (state, [path, cost]) == (seen.get("state"), seen.get("asked")):
                 return no_update, no_update, no_update
-            return *_live(shown, key, page, cost), state  # type: ignore[arg-type]
+            head, live = _live(shown, key, page, cost)  # type: ignore[arg-type]
+            ended = time.monotonic()
+            again = ended + RESTS_PER_WORK * (ended - began)
+            return head, live, {"asked": [path, cost], "state": state, "again": again}
         except DiscoveryError as error:
             return "", html.P(str(error), className="bad"), None
 
@@ -438,7 +447,9 @@ def _hull_shell(source: Source) -> list[Any]:
                             [
                                 html.Span("After round", className="label"),
                                 html.Div(
-                                    dcc.Slider(0, 1, 1, value=0, marks=None, id="stage", included=False),
+                                    dcc.Slider(
+                                        0, 1, 1, value=0, marks=None, id="stage", included=False, updatemode="drag"
+                                    ),
                                     className="slider",
                                 ),
                             ],

@@ -21,6 +21,7 @@ from pymatgen.analysis.phase_diagram import tet_coord
 from pymatgen.core import Element
 from pymatgen.util.string import unicodeify
 
+from discovery.calibration import Reliability
 from discovery.crystal import Crystal
 from discovery.dashboard.views import GrowthStep, HitRate, HullDiagram, HullPoint, Overview, Parity
 from discovery.store.store import CheckpointRecord
@@ -240,7 +241,8 @@ def _hull_frame(diagram: HullDiagram) -> go.Figure:
         case 3:
             axis = {"showgrid": True, "ticks": "", "showticklabels": False, "min": 0}
             corners = dict(zip(("aaxis", "baxis", "caxis"), elements, strict=True))
-            figure = _figure(height=520, margin={"l": 30, "r": 30, "t": 40, "b": 40})
+            # without a drag mode, Plotly hears no clicks in a ternary plot
+            figure = _figure(height=520, margin={"l": 30, "r": 30, "t": 40, "b": 40}, dragmode="pan")
             figure.update_layout(
                 ternary={"sum": 1, "bgcolor": "rgba(0,0,0,0)"}
                 | {name: axis | {"title": {"text": f"<b>{element}</b>"}} for name, element in corners.items()}
@@ -410,6 +412,29 @@ def parity(pairs: Parity) -> go.Figure:
         )
     figure.update_xaxes(title="formation energy, reference oracle (eV/atom)", range=ends)
     figure.update_yaxes(title="formation energy, screening oracle (eV/atom)", range=ends)
+    return figure
+
+
+def calibration(found: Reliability) -> go.Figure:
+    """Return the reliability curve: the share that turned out stable over the probability that was predicted."""
+    if not found.predictions:
+        return empty("No selected candidate has been judged yet.")
+    figure = _figure(height=360)
+    line = {"color": GREY, "dash": "dot", "width": 1}
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    bins = found.curve()
+    figure.add_scatter(
+        x=[one.probability for one in bins],
+        y=[one.came_true for one in bins],
+        mode="lines+markers",
+        marker={"size": [8 + 4 * math.sqrt(one.n) for one in bins], "color": BLUE},
+        line={"color": BLUE},
+        showlegend=False,
+        customdata=[one.n for one in bins],
+        hovertemplate="predicted %{x:.0%}, came true %{y:.0%} of %{customdata}<extra></extra>",
+    )
+    figure.update_xaxes(title="predicted probability of being stable", range=[-0.05, 1.05], tickformat=".0%")
+    figure.update_yaxes(title="share that was stable", range=[-0.05, 1.05], tickformat=".0%")
     return figure
 
 

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from pymatgen.util.string import unicodeify, unicodeify_spacegroup
 
+from discovery.calibration import Reliability
 from discovery.dashboard import figures
 from discovery.dashboard.blocks import Block, Card, Downloads, Link, Meter, Plot, Table, Text, Tile, Tiles, Tone
 from discovery.dashboard.figures import Cost
 from discovery.dashboard.views import (
+    MAX_CALIBRATED,
     CrystalView,
     Discovery,
     Forecast,
     HullDiagram,
+    OracleCheck,
     Overview,
     Shape,
     Summary,
@@ -440,8 +443,37 @@ def trust_page(view: Trust) -> list[Card]:
             )
         )
     cards = [Card("Screening against reference oracle", blocks, width="full")]
+    cards.append(Card("Calibration of the selection", _calibration(view.calibration)))
+    cards.append(Card("Oracle checks", _checks(view.checks)))
     cards.append(Card("Generator", [*_checkpoints(view)], width="full"))
     return cards
+
+
+def _calibration(found: Reliability | None) -> list[Block]:
+    if found is None:
+        return [Text(f"Not computed for campaigns of more than {MAX_CALIBRATED:,} candidates.")]
+    if not found.predictions:
+        return [Text("No selected candidate has been judged yet.")]
+    brier, base = found.brier(), found.base_rate_brier()
+    said = (
+        f"Brier score {brier:.3f} of {len(found.predictions)} predictions; always predicting the share that came true "
+        f"scores {base:.3f}"
+    )
+    return [
+        Plot("calibration", figures.calibration(found), f"Reliability curve. {said}."),
+        Text(f"{said}. Made anew from what was known when each candidate was selected; smaller is better."),
+    ]
+
+
+def _checks(checks: Sequence[OracleCheck]) -> list[Block]:
+    blocks: list[Block] = []
+    for one in checks:
+        failed = sum(not passed for *_, passed in one.rows)
+        verdict = "passed" if one.passed else f"failed: {failed} of {len(one.rows)} out of tolerance"
+        blocks.append(Text(f"{one.role} oracle, {one.extent} check: {verdict}", "good" if one.passed else "bad"))
+        rows = [(what, off, limit, "yes" if passed else "no") for what, off, limit, passed in one.rows]
+        blocks.append(Table(("", "deviation", "tolerance", "passed"), rows, numbers=(1, 2)))
+    return blocks or [Text("No check of these oracles is remembered on this machine; see discovery check.")]
 
 
 def _checkpoints(view: Trust) -> list[Block]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import typer
 
+from discovery.dashboard import views
 from discovery.dashboard.source import Sources
-from discovery.errors import MissingDependencyError, RunError
+from discovery.errors import DiscoveryError, MissingDependencyError, RunError
 from discovery.store import Store
 from discovery.store.urls import is_url
 
@@ -39,7 +42,9 @@ def serve(places: Sequence[Path | str], *, host: str, port: int, control: bool) 
         elif not Path(place).is_dir():
             raise RunError(f"{place} does not exist; name run folders, a folder that holds them, or a database URL")
     token = dashboard.new_token() if control else None
-    app = dashboard.create_app(Sources(places), token)
+    sources = Sources(places)
+    threading.Thread(target=_read_ahead, args=(sources,), daemon=True).start()
+    app = dashboard.create_app(sources, token)
     if host in LOCAL_NAMES:
         dashboard.only_hosts(app, LOCAL_NAMES)
     try:
@@ -53,3 +58,10 @@ def serve(places: Sequence[Path | str], *, host: str, port: int, control: bool) 
         server.run()
     finally:
         server.close()
+
+
+def _read_ahead(sources: Sources) -> None:
+    """Read what the first page of each campaign shows, before somebody asks for it."""
+    for source in sources.all().values():
+        with suppress(DiscoveryError):
+            views.overview(source)

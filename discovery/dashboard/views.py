@@ -15,17 +15,22 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from discovery.calibration import Reliability, reliability
 from discovery.crystal import Crystal
 from discovery.dashboard.source import Source
 from discovery.hull import Hull, Phase
+from discovery.launch_check import remembered
 from discovery.matching import Matcher, spacegroup
 from discovery.status import discovered_phases
-from discovery.store.queries import CandidateRecord, Waiting, hull_at
-from discovery.store.store import ROLES, CheckpointRecord
+from discovery.store.queries import CandidateRecord, PhaseRecord, Waiting, hull_at
+from discovery.store.store import ROLES, CheckpointRecord, HullVersion
 from discovery.types import Budget, EnergyScale, Evaluation, Stability, State
 
 SILENT_AFTER = 60.0
 """Seconds without a sign of life of the driver after which a running campaign is called silent."""
+
+MAX_CALIBRATED = 10_000
+"""Candidates up to which calibration is computed for a page."""
 
 MAX_DRAWN_ELEMENTS = 4
 """A phase diagram of more elements cannot be drawn; parts of the chemical space can."""
@@ -260,11 +265,30 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class OracleCheck:
+    """What is remembered of the check of a role's oracle: its extent, and (quantity, deviation, limit, passed)."""
+
+    role: str
+    extent: str
+    passed: bool
+    rows: tuple[tuple[str, str, str, bool], ...]
+
+
+@dataclass(frozen=True)
 class Trust:
-    """What the results can be trusted by."""
+    """What the results can be trusted by.
+
+    Parameters
+    ----------
+    calibration
+        Predicted probabilities of being stable against what happened; None where a campaign is so large that reading
+        all its candidates would take too long (more than `MAX_CALIBRATED`).
+    """
 
     summary: Summary
     parity: Parity
+    calibration: Reliability | None
+    checks: tuple[OracleCheck, ...]
     checkpoints: tuple[CheckpointRecord, ...]
     formulas: Mapping[str, str]
 
@@ -318,7 +342,7 @@ def overview(source: Source) -> Overview:
     return Overview(
         summary=now,
         growth=growth(source),
-        formulas={phase.id: phase.formula for phase, _ in _phases(source, "reference")},
+        formulas=_formulas(source),
         hits=tuple(source.remembered("hits", revision, lambda: hit_rates(source))),
         forecasts=tuple(_forecasts(now, len(_complete_rounds(source)))),
         waiting=waiting,
@@ -397,9 +421,25 @@ def _newest_version(source: Source, role: str) -> int:
     return max(source.queries.hull_times(role), default=0)
 
 
-def _phases(source: Source, role: str) -> list[tuple[Phase, int]]:
+def _formulas(source: Source) -> dict[str, str]:
+    """Return id → formula of the phases of the reference hull."""
+    return {record.phase.id: record.formula for record in _phases(source, "reference")}
+
+
+def _phases(source: Source, role: str) -> list[PhaseRecord]:
     version = _newest_version(source, role)
     return source.remembered(f"phases {role}", version, lambda: source.queries.phases(role))
+
+
+def _newest_hull(source: Source, role: str) -> Hull | None:
+    version = _newest_version(source, role)
+    return source.remembered(f"hull {role}", version, lambda: hull_at(_phases(source, role), version))
+
+
+def _versions(source: Source, role: str) -> list[HullVersion]:
+    return source.remembered(
+        f"versions {role}", _newest_version(source, role), lambda: source.store.hull_versions(role)
+    )
 
 
 def growth(source: Source) -> tuple[GrowthStep, ...]:
@@ -409,27 +449,26 @@ def growth(source: Source) -> tuple[GrowthStep, ...]:
 
 
 def _growth(source: Source) -> list[GrowthStep]:
-    versions = source.store.hull_versions("reference")
+    versions = _versions(source, "reference")
     if not versions:
         return []
     times = source.queries.hull_times("reference")
     new = _new_phases(source, {id for version in versions for id in version.stable})
-    spent = {kind: source.queries.spent(kind) for kind in ("reference_calls", "core_hours")}
-    sums = {kind: np.concatenate([[0.0], np.cumsum(amounts)]) for kind, (_, amounts) in spent.items()}
+    when, calls, hours = source.queries.spent(("reference_calls", "core_hours"))
     first = times[versions[0].version]
     steps = []
     for before, version in pairwise([None, *versions]):
         assert version is not None  # noqa: S101 - only the first of all is None
         moment = times[version.version]
-        until = {kind: float(sums[kind][np.searchsorted(when, moment, "right")]) for kind, (when, _) in spent.items()}
+        until = np.searchsorted(when, moment, "right") - 1
         stable, earlier = set(version.stable), set(before.stable if before is not None else version.stable)
         steps.append(
             GrowthStep(
                 version=version.version,
                 round=version.round,
                 hours=(moment - first) / 3600,
-                reference_calls=until["reference_calls"],
-                core_hours=until["core_hours"],
+                reference_calls=float(calls[until]),
+                core_hours=float(hours[until]),
                 discovered=len(stable & new),
                 entered=tuple(sorted(stable - earlier)),
                 left=tuple(sorted(earlier - stable)),
@@ -440,16 +479,14 @@ def _growth(source: Source) -> list[GrowthStep]:
 
 def _new_phases(source: Source, ids: set[str]) -> set[str]:
     """Return those of `ids` that the campaign found: no elements, and no structure of a reference phase."""
-    phases = [phase for phase, _ in _phases(source, "reference")]
     known: dict[str, list[str]] = {}
-    for phase in phases:
+    found: dict[str, str] = {}
+    for record in _phases(source, "reference"):
+        phase = record.phase
         if phase.origin == "reference":
-            known.setdefault(phase.formula, []).append(phase.id)
-    found = {
-        phase.id: phase.formula
-        for phase in phases
-        if phase.id in ids and phase.origin == "discovered" and len(phase.composition) > 1
-    }
+            known.setdefault(record.formula, []).append(phase.id)
+        elif phase.id in ids and len(phase.composition) > 1:
+            found[phase.id] = record.formula
     compared = [id for formula in set(found.values()) for id in known.get(formula, ())]
     crystals = source.queries.crystals("reference", [*compared, *(id for id, f in found.items() if f in known)])
     matcher = Matcher()
@@ -475,7 +512,7 @@ def drawable_systems(elements: Sequence[str]) -> list[tuple[str, ...]]:
 def hull_stages(source: Source, role: str) -> list[tuple[str, int]]:
     """Return (label, hull version) at the end of each round that changed the hull, the reference phases first."""
     stages: dict[int | None, int] = {}
-    for version in source.store.hull_versions(role):
+    for version in _versions(source, role):
         stages[version.round] = version.version
     return [("known" if round is None else f"round {round + 1}", version) for round, version in stages.items()]
 
@@ -486,10 +523,10 @@ def hull_diagram(
     """Return the phase diagram of some elements; None as long as there is no hull."""
     newest = _newest_version(source, role)
     version = newest if version is None else min(version, newest)
-    hull = hull_at([(p, v) for p, v in _phases(source, role) if p.composition.keys() <= set(elements)], version)
+    hull = hull_at([one for one in _phases(source, role) if one.phase.composition.keys() <= set(elements)], version)
     if hull is None or set(elements) - set(hull.elements):
         return None
-    rounds = {found.version: found.round for found in source.store.hull_versions(role)}
+    rounds = {found.version: found.round for found in _versions(source, role)}
     lowest: dict[tuple[float, ...], Phase] = {}
     for phase in hull.phases:
         total = sum(phase.composition.values())
@@ -528,9 +565,9 @@ def _discoveries(source: Source) -> list[Discovery]:
     found = discovered_phases(source.store, search["metastable_threshold"])
     ids = [one.phase.id for one in found]
     screening_phases = _phases(source, "screening")
-    screening = hull_at(screening_phases, _newest_version(source, "screening"))
-    screened = {phase.id: phase for phase, _ in screening_phases}
-    known = {phase.formula for phase, _ in _phases(source, "reference") if phase.origin == "reference"}
+    screening = _newest_hull(source, "screening")
+    screened = {record.phase.id: record.phase for record in screening_phases}
+    known = {record.formula for record in _phases(source, "reference") if record.phase.origin == "reference"}
     origin, costs = source.queries.checkpoints_of(ids), source.queries.costs_of(ids)
     rows = []
     for one in found:
@@ -588,8 +625,8 @@ def crystal_view(source: Source, id: str) -> CrystalView | None:
     newest = next((crystal for _, crystal in reversed(shapes) if crystal is not None), None)
     distances = {}
     for role in ROLES:
-        own = {phase.id: phase for phase, _ in _phases(source, role)}
-        distance = _distance(hull_at(_phases(source, role), _newest_version(source, role)), own.get(id))
+        own = next((record.phase for record in _phases(source, role) if record.phase.id == id), None)
+        distance = _distance(_newest_hull(source, role), own) if own is not None else None
         if distance is not None:
             distances[role] = distance
     return CrystalView(
@@ -637,18 +674,49 @@ def _shortest_distances(crystal: Crystal) -> dict[str, float]:
 def trust(source: Source) -> Trust:
     """Return what the results can be trusted by."""
     pairs = source.remembered("pairs", source.queries.revision(), source.queries.pairs)
-    phases = {phase.id: phase for phase, _ in _phases(source, "reference")}
+    phases = {record.phase.id: record for record in _phases(source, "reference")}
     parity = Parity(
         ids=tuple(id for id, *_ in pairs),
         formulas=tuple(formula for _, formula, *_ in pairs),
-        chemsys=tuple("-".join(sorted(phases[id].composition)) if id in phases else "?" for id, *_ in pairs),
+        chemsys=tuple("-".join(sorted(phases[id].phase.composition)) if id in phases else "?" for id, *_ in pairs),
         screening=np.array([screening for *_, screening, _ in pairs], dtype=np.float64),
         reference=np.array([reference for *_, reference in pairs], dtype=np.float64),
     )
     checkpoints = tuple(source.store.checkpoints())
     learned = {id for one in checkpoints for id in one.checkpoint.trained_on}
     formulas = {id: phases[id].formula for id in learned if id in phases}
-    return Trust(summary(source), parity, checkpoints, formulas)
+    now = summary(source)
+    calibration = None
+    if source.store.funnel()["sampled"] <= MAX_CALIBRATED:
+        version = _newest_version(source, "reference")
+        calibration = source.remembered("calibration", version, lambda: _reliability(source))
+    return Trust(now, parity, calibration, tuple(_checks(source, now)), checkpoints, formulas)
+
+
+def _reliability(source: Source) -> Reliability:
+    if not all(_newest_version(source, role) for role in ROLES):
+        return Reliability(())
+    return reliability(source.store)
+
+
+def _checks(source: Source, now: Summary) -> list[OracleCheck]:
+    """Return what this user's cache remembers of checks of the campaign's oracles, on their energy scales."""
+    config = source.store.campaign().config
+    found = []
+    for role, scale in now.scales.items():
+        report = remembered(config["oracle"][role], scale, now.elements)
+        if report is not None:
+            rows = [
+                (
+                    f"{item['quantity']} of {item['subject']}",
+                    f"{item['deviation']:+.2g} {item['unit']}" if item["deviation"] is not None else item["problem"],
+                    f"± {item['tolerance']:.2g} {item['unit']}",
+                    item["passed"],
+                )
+                for item in report["checks"]
+            ]
+            found.append(OracleCheck(role, report["extent"], report["passed"], tuple(rows)))
+    return found
 
 
 def renamed(one: Summary, others: Sequence[Summary]) -> Summary:

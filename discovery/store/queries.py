@@ -65,6 +65,15 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class PhaseRecord:
+    """A phase of a hull without its crystal, its formula, and the version of the hull that it came with."""
+
+    phase: Phase
+    formula: str
+    version: int
+
+
+@dataclass(frozen=True)
 class Event:
     """One arrow that a candidate has taken; ``time`` in seconds since the epoch."""
 
@@ -111,7 +120,7 @@ class Queries:
                 select(CampaignRow.state, CampaignRow.message).where(CampaignRow.id == self._store.campaign_id)
             ).one()
             newest = [
-                session.scalar(select(func.max(column)).select_from(column.class_))
+                session.scalar(select(column).order_by(column.desc()).limit(1))
                 for column in (TransitionRow.id, LedgerRow.id, HullVersionRow.version, SessionRow.id)
             ]
             return (state, message, session.scalar(select(func.count()).select_from(StepRow)), *newest)
@@ -175,12 +184,18 @@ class Queries:
             found = {State(row[0]): Waiting(State(row[0]), *row[1:]) for row in session.execute(query).tuples()}
         return [found[state] for state in State if state in found]
 
-    def spent(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return when `kind` was spent, in seconds since the epoch, and how much; in the order spent."""
-        query = select(LedgerRow.time, LedgerRow.amount).where(LedgerRow.kind == kind, LedgerRow.spent)
+    def spent(self, kinds: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """Return when evaluations of the reference oracle ended, and what all oracles had spent of each kind by then.
+
+        Times in seconds since the epoch, in the order written; a first entry of nothing spent at time 0 goes before.
+        """
+        amounts = [case((LedgerRow.kind == kind, LedgerRow.amount), else_=0.0) for kind in kinds]
+        sums = [func.sum(amount).over(order_by=LedgerRow.id).label(f"sum{n}") for n, amount in enumerate(amounts)]
+        each = select(LedgerRow.time, LedgerRow.role, *sums).where(LedgerRow.spent).subquery()
+        query = select(each.c.time, *(each.c[one.name] for one in sums)).where(each.c.role == "reference")
         with self._store._reading() as session:
-            rows = np.array(session.execute(query.order_by(LedgerRow.id)).all(), dtype=np.float64).reshape(-1, 2)
-        return rows[:, 0], rows[:, 1]
+            rows = [(0.0,) * (1 + len(kinds)), *(tuple(row) for row in session.execute(query))]
+        return tuple(np.array(rows, dtype=np.float64).T)
 
     def hull_times(self, role: str) -> dict[int, float]:
         """Return version of a role's hull → when it came about, in seconds since the epoch."""
@@ -188,10 +203,11 @@ class Queries:
         with self._store._reading() as session:
             return dict(session.execute(query).tuples().all())
 
-    def phases(self, role: str) -> list[tuple[Phase, int]]:
-        """Return the phases of a role's newest hull without their crystals, each with the version it came with."""
+    def phases(self, role: str) -> list[PhaseRecord]:
+        """Return the phases of a role's newest hull, without their crystals, in the order in which they came."""
         columns = (
             PhaseRow.id,
+            PhaseRow.formula,
             PhaseRow.composition,
             PhaseRow.energy,
             PhaseRow.origin,
@@ -204,13 +220,14 @@ class Queries:
                 return []
             scale = _scale(row)
             return [
-                (
+                PhaseRecord(
                     Phase(
-                        id, composition, energy, scale, origin="discovered" if origin == "discovered" else "reference"
+                        id, composition, energy, scale, None, "discovered" if origin == "discovered" else "reference"
                     ),
+                    formula,
                     version,
                 )
-                for id, composition, energy, origin, version in session.execute(query)
+                for id, formula, composition, energy, origin, version in session.execute(query).tuples()
             ]
 
     def crystals(self, role: str, ids: Sequence[str]) -> dict[str, Crystal]:
@@ -352,9 +369,9 @@ class Queries:
             return {role: (time, amount * 3600.0) for role, time, amount in rows}
 
 
-def hull_at(phases: Sequence[tuple[Phase, int]], version: int) -> Hull | None:
+def hull_at(phases: Sequence[PhaseRecord], version: int) -> Hull | None:
     """Return the hull of `version`, built from what :meth:`Queries.phases` gives; None without phases."""
-    kept = tuple(phase for phase, came in phases if came <= version)
+    kept = tuple(record.phase for record in phases if record.version <= version)
     return Hull(kept[0].energy_scale, kept, version) if kept else None
 
 

@@ -68,7 +68,7 @@ def test_who_watches_sees_the_same_in_both_databases(in_database: Path, finished
             (
                 *(ask.verdicts(), ask.losses(), ask.failures(), ask.waiting(), ask.pairs(), ask.phases("reference")),
                 *(ask.page(order=order, where=where, limit=5), ask.checkpoints_of(ids), sorted(ask.costs_of(ids))),
-                *(sorted(ask.hull_times("screening")), sorted(ask.pace()), len(ask.spent("core_hours")[0])),
+                *(sorted(ask.hull_times("screening")), sorted(ask.pace()), len(ask.spent(["core_hours"])[0])),
             )
         )
         assert ask.revision()
