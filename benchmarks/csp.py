@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--settings", nargs="*", default=[], help="of unimat, such as steps=50")
+    parser.add_argument("--rows", nargs="*", help="names of rows, all by default")
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -76,7 +77,8 @@ def main() -> None:
         "true lattice, shuffled sites": Chance(truths, shuffled),
     }
     rows = {}
-    for name, generator in generators.items():
+    for name in args.rows or generators:
+        generator = generators[name]
         rows[name] = predict(generator, truths, samples=args.samples, seed=args.seed).to_dict()
         print(name, rows[name]["match_rate"], rows[name]["rmse"], file=sys.stderr, flush=True)
     checkpoint = unimat.checkpoint
