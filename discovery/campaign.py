@@ -370,8 +370,8 @@ class Campaign:
             "screening": self.store.hull("screening"),
             "reference": self.store.hull("reference"),
         }
-        gated = self.store.candidates(set(State) - {State.SAMPLED, State.REJECTED})
-        self._gated = CrystalIndex(self._matcher, {candidate.id: candidate.crystal for candidate in gated})
+        gated = self.store.crystals(set(State) - {State.SAMPLED, State.REJECTED})
+        self._gated = CrystalIndex(self._matcher, gated)
 
     def _evaluate_reference_phases(
         self, role: Role, references: Sequence[ReferenceRecord], relaxed: Mapping[str, Evaluation]

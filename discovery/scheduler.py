@@ -324,7 +324,7 @@ class Flow:
         if self._selection_is_due(upstream):
             return Decision.SELECT
         room = self.sampling == 0 and self.screening < self.proposal and self.fresh < self.proposal
-        if self.proposals_left and room and not self.closed:
+        if self.proposals_left and room and not self.more and not self.closed:
             return Decision.PROPOSE
         if upstream + self.reference == 0:
             return Decision.END

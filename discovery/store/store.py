@@ -287,7 +287,8 @@ class Store:
     def _transaction(self) -> Iterator[CampaignSession]:
         """One transaction; renews the driver's heartbeat."""
         try:
-            with CampaignSession(self.engine, self.campaign_id) as session, session.begin():
+            writing = self.engine.execution_options(writing=True)
+            with CampaignSession(writing, self.campaign_id) as session, session.begin():
                 if self._session_id is not None:
                     session.get_one(SessionRow, self._session_id).heartbeat = self._clock()
                 yield session
@@ -717,6 +718,14 @@ class Store:
                 verdict=_verdict(row),
             )
 
+    def crystals(self, states: Collection[State]) -> dict[str, Crystal]:
+        """Return candidate id → crystal as it was sampled, of the candidates in `states`, sorted by id."""
+        with self._reading() as session:
+            query = select(CandidateRow.id, CandidateRow.crystal).where(
+                CandidateRow.n_atoms > 0, CandidateRow.state.in_(states)
+            )
+            return {id_: Crystal.from_dict(data) for id_, data in session.execute(query.order_by(CandidateRow.id))}
+
     def transitions(self, candidate_id: str | None = None) -> list[tuple[str, State | None, State, str]]:
         """Return (candidate, from, to, cause) in the order written, of one candidate or of all."""
         with self._reading() as session:
@@ -1037,7 +1046,8 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    """Begin a transaction; one that writes waits for its turn at once, since SQLite lets no reader wait to write."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writing") else "BEGIN")
 
 
 def _transition(

@@ -212,11 +212,16 @@ def test_no_new_targets_while_the_reference_oracle_is_the_bottleneck() -> None:
         flow.screened(failed=False)
     assert flow.due is Decision.SELECT
     flow.selected(4, 4)
+    assert flow.due is None, "the agent would have selected more of what there is"
+    flow.computed()
+    assert flow.due is Decision.SELECT
+    flow.selected(0, 1)
     assert flow.due is Decision.PROPOSE
     flow.proposed(1)
     flow.sampled(10)
     for _ in range(10):
         flow.screened(failed=False)
+    flow.reference += 1
     assert flow.due is None, "the reference workers have enough, and enough waits to be selected"
     flow.computed()
     assert flow.due is Decision.SELECT
