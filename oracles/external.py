@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import psutil
+
 from discovery.crystal import Crystal
 from discovery.files import write_atomically
 from discovery.types import EnergyScale, Evaluation, Failure, FailureKind
@@ -102,10 +104,21 @@ def run(
         except subprocess.TimeoutExpired:
             timed_out = True
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _kill(process)
     return Outcome(process.returncode, time.perf_counter() - start, timed_out)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process, its group and its descendants, also those in groups of their own."""
+    descendants: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for descendant in descendants:
+        with suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    process.wait()
 
 
 class RunConfig(Protocol):
