@@ -90,7 +90,7 @@ class DFTOracle(ExternalOracle):
 
     A crystal is reduced to its standardised primitive cell first, because cost grows with atoms and with irreducible
     k-points; the evaluation holds that cell, and its energy is the energy of that cell, extrapolated to zero smearing.
-    Atoms and cell are relaxed with BFGS on one k-mesh, then the relaxed crystal is computed once more on plane waves
+    Atoms and cell are relaxed on one k-mesh, then the relaxed crystal is computed once more on plane waves
     and k-points of its own cell.
     """
 
