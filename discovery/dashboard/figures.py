@@ -304,7 +304,7 @@ def _trace(diagram: HullDiagram, points: Sequence[HullPoint | None], **style: An
             energies = [point.formation_energy_per_atom if point is not None else None for point in points]
             return go.Scatter(x=fractions[:, 1], y=energies, **style)
         case 3:
-            return go.Scatterternary(a=fractions[:, 0], b=fractions[:, 1], c=fractions[:, 2], **style)
+            return go.Scatterternary(a=fractions[:, 0], b=fractions[:, 1], c=fractions[:, 2], cliponaxis=False, **style)
     places = np.array([tet_coord(row[1:]) for row in fractions]).reshape(-1, 3)
     return go.Scatter3d(x=places[:, 0], y=places[:, 1], z=places[:, 2], connectgaps=False, **style)
 
