@@ -328,7 +328,11 @@ class InProcessExecutor:
         }
         self._oracles = {role: plugin.create() for role, plugin in self._plugins.items()}
         self._generator = PluginSpec.of(config.generator).create()
-        self._scheduler: Scheduler[Job] = Scheduler({}, max_failed=config.executor.max_failed, max_tasks=1)
+        self._scheduler: Scheduler[Job] = Scheduler(
+            {"reference": Pool(max_seconds=config.executor.reference_max_seconds)},
+            max_failed=config.executor.max_failed,
+            max_tasks=1,
+        )
         self._repetition = _Repetition(self._scheduler)
         self._ends = {ALL_NODES: _end_of(config)}
 
