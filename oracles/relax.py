@@ -31,9 +31,9 @@ class RelaxConfig(PluginConfig):
     """Settings of a relaxation and its guards; oracles extend it."""
 
     relax: bool = Field(True, description="Relax atoms and cell; false computes the crystal as it is given.")
-    fmax: float = Field(0.05, gt=0, le=1, description="Largest force on an atom after relaxation, eV/Å.")
+    fmax: float = Field(0.02, gt=0, le=1, description="Largest force on an atom after relaxation, eV/Å.")
     smax: float = Field(
-        0.0005, gt=0, le=0.1, description="Largest stress component after relaxation, eV/Å³ (0.00624 eV/Å³ = 1 GPa)."
+        0.0002, gt=0, le=0.1, description="Largest stress component after relaxation, eV/Å³ (0.00624 eV/Å³ = 1 GPa)."
     )
     max_steps: int = Field(500, ge=1, description="Steps after which a relaxation counts as not converged.")
     max_seconds: float = Field(
