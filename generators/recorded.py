@@ -95,8 +95,8 @@ class RecordedGenerator(WeightlessGenerator):
                 if n_atoms % len(crystal) == 0
             ]
             self._pools[key] = known + self._decoys(dict(key))
-            if not self._pools[key]:
-                raise InvalidInputError(f"{self.config.path} has no crystal of {Composition(counts).formula}")
+        if not self._pools[key]:
+            raise InvalidInputError(f"{self.config.path} has no crystal of {Composition(counts).formula}")
         return self._pools[key]
 
     def _decoys(self, counts: Mapping[str, int]) -> list[Crystal]:

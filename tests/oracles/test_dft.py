@@ -175,7 +175,11 @@ def test_a_worker_that_dies_is_a_failure(running, tmp_path: Path, sent: signal.S
 @pytest.mark.slow
 @pytest.mark.usefixtures("gpaw_installed", "abinit_installed")
 def test_gpaw_and_abinit_agree(tmp_path: Path) -> None:
-    """With equal PAW data, cutoff and k-mesh, energy differences agree, also between two widths of smearing."""
+    """With equal PAW data, cutoff and k-mesh, energy differences agree.
+
+    Between two widths of smearing they differ by several meV, for each code has its own number of empty bands; were one
+    of the energies not extrapolated to zero width, it would be by more than 100.
+    """
     silicon = [Crystal.from_atoms(bulk("Si", a=a)) for a in (5.3, 5.6)]
     aluminium = Crystal.from_atoms(bulk("Al", a=4.05))
     differences = {}
@@ -188,7 +192,9 @@ def test_gpaw_and_abinit_agree(tmp_path: Path) -> None:
         )
         differences[code] = [*found, wide - narrow]
     assert abs(differences["gpaw"][0]) > 0.01
-    np.testing.assert_allclose(differences["abinit"], differences["gpaw"], atol=0.002)
+    (distance, smearing), (same_distance, same_smearing) = differences["abinit"], differences["gpaw"]
+    assert distance == pytest.approx(same_distance, abs=0.002)
+    assert smearing == pytest.approx(same_smearing, abs=0.02)
 
 
 def test_only_elements_with_potentials_are_supported(oracle: Build, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_what_cannot_be_repaired_is_not_converged(tmp_path: Path) -> None:
 def test_nothing_of_it_goes_on_running(tmp_path: Path, how: str) -> None:
     """custodian gives VASP a session of its own, so that killing the worker's process group does not reach it."""
     sleeper = tmp_path / "vasp_sleep"
-    sleeper.write_text("#!/bin/sh\necho > started\nsleep 300\n")
+    sleeper.write_text("#!/bin/sh\necho > started\nexec sleep 300\n")
     sleeper.chmod(0o755)
     code = (
         "import sys; from pathlib import Path; from pymatgen.core import SETTINGS; import os;"
