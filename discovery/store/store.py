@@ -293,6 +293,8 @@ class Store:
                     session.get_one(SessionRow, self._session_id).heartbeat = self._clock()
                 yield session
         except SQLAlchemyError as error:
+            if (interrupt := _interrupt_behind(error)) is not None:
+                raise interrupt from error
             remedy = (
                 "free disk space or make the run folder writable"
                 if self.engine.dialect.name == "sqlite"
@@ -1145,3 +1147,11 @@ def _verdict(row: CandidateRow) -> Verdict | None:
         energy_scale=row.energy_scale_id or "",
         hull_version=row.hull_version or 0,
     )
+
+
+def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt in the midst of which a library raised `error`, if that is how it came about."""
+    current: BaseException | None = error
+    while current is not None and not isinstance(current, KeyboardInterrupt):
+        current = current.__cause__ or current.__context__
+    return current
