@@ -307,15 +307,35 @@ class _Repetition:
         return replace(done, evaluation=replace(done.evaluation, seconds=before + done.evaluation.seconds))
 
 
-def _submit(scheduler: Scheduler[Job], job: Job) -> None:
-    """Queue a job with its stage; a training goes before samplings."""
-    if isinstance(job, EvaluationJob):
-        scheduler.submit(job.role, job, size=len(job.crystal))
-    else:
-        scheduler.submit("generator", job, first=isinstance(job, LearnJob))
+class _Queue:
+    """What both executors do with the work that waits: it lies in the scheduler."""
+
+    def __init__(self, scheduler: Scheduler[Job]) -> None:
+        self._scheduler = scheduler
+        self._repetition = _Repetition(scheduler)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job with its stage; a training goes before samplings."""
+        if isinstance(job, EvaluationJob):
+            self._scheduler.submit(job.role, job, size=len(job.crystal))
+        else:
+            self._scheduler.submit("generator", job, first=isinstance(job, LearnJob))
+
+    @property
+    def waiting(self) -> int:
+        """How much work is queued and not begun."""
+        return self._scheduler.waiting()
+
+    def hold(self) -> None:
+        """Begin nothing from now on; results end once what runs is finished."""
+        self._scheduler.hold()
+
+    def release(self) -> None:
+        """End a :meth:`hold`."""
+        self._scheduler.release()
 
 
-class InProcessExecutor:
+class InProcessExecutor(_Queue):
     """Does one piece of work after the other, when its result is asked for.
 
     Time limits are the oracles' own: nothing here can end a calculation that hangs.
@@ -328,12 +348,13 @@ class InProcessExecutor:
         }
         self._oracles = {role: plugin.create() for role, plugin in self._plugins.items()}
         self._generator = PluginSpec.of(config.generator).create()
-        self._scheduler: Scheduler[Job] = Scheduler(
-            {"reference": Pool(max_seconds=config.executor.reference_max_seconds)},
-            max_failed=config.executor.max_failed,
-            max_tasks=1,
+        super().__init__(
+            Scheduler(
+                {"reference": Pool(max_seconds=config.executor.reference_max_seconds)},
+                max_failed=config.executor.max_failed,
+                max_tasks=1,
+            )
         )
-        self._repetition = _Repetition(self._scheduler)
         self._ends = {ALL_NODES: _end_of(config)}
 
     def __enter__(self) -> Self:
@@ -357,10 +378,6 @@ class InProcessExecutor:
         """Make the generator use the weights of `checkpoint`."""
         self._generator.load(checkpoint)
 
-    def submit(self, job: Job) -> None:
-        """Queue work."""
-        _submit(self._scheduler, job)
-
     def results(self) -> Iterator[Result | None]:
         """Do the queued work and yield each result."""
         while (task := next(self._scheduler.start(time.monotonic(), self._ends), None)) is not None:
@@ -376,19 +393,6 @@ class InProcessExecutor:
         if isinstance(job, LearnJob):
             return Learned(job, self._generator.learn(list(job.crystals), seed=job.seed, folder=job.folder))
         return Evaluated(job, evaluate_jobs(self._plugins[job.role], self._oracles[job.role], [job])[0])
-
-    @property
-    def waiting(self) -> int:
-        """How much work is queued and not begun."""
-        return self._scheduler.waiting()
-
-    def hold(self) -> None:
-        """Begin nothing from now on."""
-        self._scheduler.hold()
-
-    def release(self) -> None:
-        """End a :meth:`hold`."""
-        self._scheduler.release()
 
     @property
     def costs(self) -> list[Cost]:
@@ -460,7 +464,7 @@ def _reference_task(plugin: PluginSpec, jobs: Sequence[EvaluationJob]) -> list[E
     return _cached_worker(plugin).evaluate(jobs)
 
 
-class RayExecutor:
+class RayExecutor(_Queue):
     """Spreads the work over Ray workers.
 
     One actor holds the generator, ``screening_workers`` actors hold the screening oracle and take batches sized by
@@ -486,8 +490,7 @@ class RayExecutor:
             ),
             "reference": Pool(settings.reference_workers, None, settings.reference_max_seconds),
         }
-        self._scheduler: Scheduler[Job] = Scheduler(pools, max_lost=settings.max_lost, max_failed=settings.max_failed)
-        self._repetition = _Repetition(self._scheduler)
+        super().__init__(Scheduler(pools, max_lost=settings.max_lost, max_failed=settings.max_failed))
         self._running: dict[Any, Task[Job]] = {}
         self._ending: dict[Any, float] = {}
         self._end = _end_of(config)
@@ -602,10 +605,6 @@ class RayExecutor:
         """Make the generator use the weights of `checkpoint`."""
         self._get(self._generator.load.remote(checkpoint))
         self._loaded = checkpoint
-
-    def submit(self, job: Job) -> None:
-        """Queue work."""
-        _submit(self._scheduler, job)
 
     def results(self) -> Iterator[Result | None]:
         """Hand out work as workers become free, and yield results as they arrive."""
@@ -746,19 +745,6 @@ class RayExecutor:
                 gpus=self._gpus[job.role],
             ),
         )
-
-    @property
-    def waiting(self) -> int:
-        """How much work is queued and not begun."""
-        return self._scheduler.waiting()
-
-    def hold(self) -> None:
-        """Begin nothing from now on; :meth:`results` ends once what runs is finished."""
-        self._scheduler.hold()
-
-    def release(self) -> None:
-        """End a :meth:`hold`."""
-        self._scheduler.release()
 
     @property
     def costs(self) -> list[Cost]:

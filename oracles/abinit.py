@@ -19,8 +19,18 @@ from pydantic import Field
 
 from discovery.crystal import Crystal
 from discovery.errors import MissingDependencyError
-from discovery.types import EnergyScale, Failure, FailureKind
-from oracles.dft import DFTConfig, DFTOracle, NotConvergedError, Stage, execute, hubbard_shell, k_mesh, symbols
+from discovery.types import EnergyScale, Failure
+from oracles.dft import (
+    DFTConfig,
+    DFTOracle,
+    NotConvergedError,
+    Stage,
+    execute,
+    hubbard_shell,
+    k_mesh,
+    symbols,
+    told_by_log,
+)
 
 UNREADABLE_GRID = "r=a*i/(1-b*i)"
 """Radial grid of the lanthanide files of gpaw-data, which ABINIT cannot read."""
@@ -111,15 +121,15 @@ class ABINITOracle(DFTOracle):
     @staticmethod
     def recognise(failure: Failure, folder: Path, stage: Stage) -> Failure:
         """Return what ABINIT's log says."""
-        log = folder / stage / "abinit.log"
-        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-        if "ScfConvergenceWarning" in text:
-            message = f"the self-consistent field did not converge (see {stage}/abinit.log); raise maxiter or smearing"
-            return Failure(FailureKind.NOT_CONVERGED, message)
-        error = re.search(r"--- !ERROR.*?message: \|\s*(.*?)\.\.\.", text, re.DOTALL)
-        if error is not None:
-            return Failure(failure.kind, f"ABINIT says: {' '.join(error.group(1).split())}")
-        return failure
+        return told_by_log(
+            failure,
+            folder,
+            f"{stage}/abinit.log",
+            program="ABINIT",
+            unconverged="ScfConvergenceWarning",
+            remedy="maxiter or smearing",
+            error=r"--- !ERROR.*?message: \|\s*(.*?)\.\.\.",
+        )
 
 
 def _read_results(directory: Path) -> dict[str, Any]:

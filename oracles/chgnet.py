@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from discovery.checkpoints import load, save, sha256
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError, MissingDependencyError
-from discovery.protocols import PluginConfig
-from discovery.types import Checkpoint, EnergyScale, Evaluation
-from generators.checkpoints import load, save, sha256
-from oracles import finetune
-from oracles.relax import BatchConfig, evaluate_batch
+from discovery.types import EnergyScale
+from oracles.force_field import ForceFieldOracle
+from oracles.relax import BatchConfig
 
 MODEL = "0.3.0"
 WEIGHTS_FILE = "model.safetensors"
@@ -27,7 +25,7 @@ WEIGHTS = "pretrained/0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"
 ELEMENTS = range(1, 95)
 
 
-class CHGNetOracle:
+class CHGNetOracle(ForceFieldOracle):
     """CHGNet 0.3.0 (Deng et al., Nature Machine Intelligence 5, 1031, 2023).
 
     Its energies are those of its training set MPtrj: PBE and PBE+U, with the Materials Project 2020 corrections. A
@@ -41,8 +39,6 @@ class CHGNetOracle:
         model: str = Field(
             MODEL, description=f"The published checkpoint, {MODEL}, or a file that `discovery finetune` has written."
         )
-
-    FineTuneConfig: ClassVar[type[PluginConfig]] = finetune.FineTuneConfig
 
     def __init__(self, config: Config) -> None:
         import chgnet
@@ -63,15 +59,8 @@ class CHGNetOracle:
         if config.model != MODEL:
             weights = Path(config.model).expanduser()
             functional, corrections = _load(model, weights)
-        self._force_field = CHGNetForceField(model)
-        self._config = config
-        self.energy_scale = EnergyScale(
-            code="chgnet",
-            version=MODEL,
-            functional=functional,
-            potentials=sha256(weights),
-            corrections=corrections,
-        )
+        scale = EnergyScale("chgnet", MODEL, functional, potentials=sha256(weights), corrections=corrections)
+        super().__init__(config, CHGNetForceField(model), ELEMENTS, scale)
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -81,41 +70,11 @@ class CHGNetOracle:
             warnings.simplefilter("ignore", UserWarning)
             self.evaluate([copper])
 
-    def evaluate(self, crystals: Sequence[Crystal], *, folder: Path | None = None) -> list[Evaluation]:  # noqa: ARG002
-        """Return one evaluation per crystal, in order."""
-        return evaluate_batch(
-            crystals,
-            self._force_field,
-            energy_scale=self.energy_scale,
-            supported=ELEMENTS,
-            config=self._config,
-            batch_atoms=self._config.batch_atoms,
-        )
-
-    def fine_tune(
-        self,
-        training: Sequence[Evaluation],
-        validation: Sequence[Evaluation],
-        *,
-        config: finetune.FineTuneConfig,
-        folder: Path,
-        metadata: Mapping[str, Any],
-    ) -> Checkpoint:
-        """Learn from another oracle's results; write ``model.safetensors`` into `folder` and use it from now on."""
-        parent = self.energy_scale.potentials
-        metrics = finetune.fine_tune(self._force_field, training, validation, config)
+    def _save(self, folder: Path, metadata: Mapping[str, Any], learned: EnergyScale) -> tuple[Path, str]:
         path = folder / WEIGHTS_FILE
-        scale = training[0].energy_scale
-        digest = save(
-            path,
-            self._force_field.module.state_dict(),
-            {**metadata, "model": f"CHGNet {MODEL}", "parent": parent, "metrics": metrics}
-            | {"functional": scale.functional, "corrections": scale.corrections},
-        )
-        self.energy_scale = replace(
-            self.energy_scale, functional=scale.functional, corrections=scale.corrections, potentials=digest
-        )
-        return Checkpoint(str(path), digest, parent, metrics=metrics)
+        scale = {"functional": learned.functional, "corrections": learned.corrections}
+        weights = self._force_field.module.state_dict()
+        return path, save(path, weights, {**metadata, "model": f"CHGNet {MODEL}"} | scale)
 
 
 def _load(model: Any, path: Path) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from discovery.crystal import Crystal
 from discovery.types import Failure, FailureKind
 from oracles.neighbors import Bonds, bonds
-from oracles.relax import Answer
+from oracles.relax import Answer, split_answers
 
 
 @dataclass(frozen=True)
@@ -185,16 +185,7 @@ class CHGNetForceField:
     def _compute(self, crystals: Sequence[Crystal], found: Sequence[Bonds]) -> list[Answer]:
         if not crystals:
             return []
-        energies, forces, stresses = (tensor.detach().double() for tensor in self._predict(crystals, found))
-        return [
-            Answer(*answer)
-            for answer in zip(
-                energies.tolist(),
-                np.split(forces.numpy(), np.cumsum([len(crystal) for crystal in crystals])[:-1]),
-                stresses.numpy(),
-                strict=True,
-            )
-        ]
+        return split_answers(crystals, *self._predict(crystals, found))
 
     def predict(self, crystals: Sequence[Crystal]) -> tuple[Tensor, Tensor, Tensor]:
         """Return energies (eV, (B,)), forces (eV/Å, (N, 3)) and stresses (eV/Å³, (B, 3, 3)) of crystals.

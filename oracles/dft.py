@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from discovery.crystal import Crystal
-from discovery.types import EnergyScale, Failure
+from discovery.types import EnergyScale, Failure, FailureKind
 from oracles.external import ExternalOracle, die_with_parent
 from oracles.relax import RelaxConfig
 
@@ -145,6 +146,31 @@ class DFTOracle(ExternalOracle):
                 "standardised": standard is not crystal,
             },
         }
+
+
+def told_by_log(
+    failure: Failure, folder: Path, log: str, *, program: str, unconverged: str, remedy: str, error: str
+) -> Failure:
+    """Return what the log of `program` says of a failure.
+
+    Parameters
+    ----------
+    failure
+        What is known without the log.
+    folder, log
+        Where the program ran, and the log's path within it.
+    unconverged, remedy
+        Text that an unconverged self-consistent field leaves there, and what to raise then.
+    error
+        Regular expression, with dots that match line ends, whose group is the program's own message.
+    """
+    path = folder / log
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if unconverged in text:
+        message = f"the self-consistent field did not converge (see {log}); raise {remedy}"
+        return Failure(FailureKind.NOT_CONVERGED, message)
+    said = re.search(error, text, re.DOTALL)
+    return failure if said is None else Failure(failure.kind, f"{program} says: {' '.join(said.group(1).split())}")
 
 
 def execute(template: Any, directory: Path, profile: BaseProfile) -> None:

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from discovery.crystal import Crystal
 from discovery.errors import MissingDependencyError
-from discovery.types import EnergyScale, Failure, FailureKind
-from oracles.dft import DFTConfig, DFTOracle, NotConvergedError, Stage, execute, k_mesh, symbols
+from discovery.types import EnergyScale, Failure
+from oracles.dft import DFTConfig, DFTOracle, NotConvergedError, Stage, execute, k_mesh, symbols, told_by_log
 
 NOT_CONVERGED = "convergence NOT achieved"
 
@@ -125,15 +125,15 @@ class EspressoOracle(DFTOracle):
     @staticmethod
     def recognise(failure: Failure, folder: Path, stage: Stage) -> Failure:
         """Return what pw.x says."""
-        log = folder / stage / "espresso.pwo"
-        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-        if NOT_CONVERGED in text:
-            message = f"the self-consistent field did not converge (see {stage}/espresso.pwo); raise maxiter"
-            return Failure(FailureKind.NOT_CONVERGED, message)
-        error = re.search(r"Error in routine[^\n]*\n(.*?)\n\s*%%%", text, re.DOTALL)
-        if error is not None:
-            return Failure(failure.kind, f"pw.x says: {' '.join(error.group(1).split())}")
-        return failure
+        return told_by_log(
+            failure,
+            folder,
+            f"{stage}/espresso.pwo",
+            program="pw.x",
+            unconverged=NOT_CONVERGED,
+            remedy="maxiter",
+            error=r"Error in routine[^\n]*\n(.*?)\n\s*%%%",
+        )
 
 
 def _read_results(directory: Path) -> dict[str, Any]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 from discovery.crystal import Crystal
 from discovery.errors import MissingDependencyError
-from discovery.protocols import PluginConfig
-from discovery.types import Checkpoint, EnergyScale, Evaluation
-from oracles import finetune
-from oracles.relax import Answer, BatchConfig, evaluate_batch
+from discovery.types import EnergyScale
+from oracles.force_field import ForceFieldOracle
+from oracles.relax import Answer, BatchConfig, split_answers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +25,7 @@ EV_PER_CUBIC_ANGSTROM = 160.21766208
 """GPa, as matgl has it."""
 
 
-class MatGLOracle:
+class MatGLOracle(ForceFieldOracle):
     """Any interatomic potential that matgl saves: a folder with ``model.pt``, ``state.pt`` and ``model.json``."""
 
     class Config(BatchConfig):
@@ -40,8 +38,6 @@ class MatGLOracle:
         )
         functional: str = Field("PBE", description="Functional of the data the model was trained on.")
         corrections: str = Field("", description="Correction scheme contained in that data; empty for none.")
-
-    FineTuneConfig: ClassVar[type[PluginConfig]] = finetune.FineTuneConfig
 
     def __init__(self, config: Config) -> None:
         files = _model_files(config.model)
@@ -56,48 +52,20 @@ class MatGLOracle:
                 f"matgl model {files['state.pt'].parent} cannot be loaded: {error.__cause__ or error}; "
                 "download it again or convert it to the installed matgl version"
             ) from error
-        self._config = config
-        self._force_field = MatGLForceField(potential)
-        self._supported = frozenset(atomic_numbers[symbol] for symbol in potential.model.element_types)
-        self.energy_scale = EnergyScale(
+        scale = EnergyScale(
             code="matgl",
             version=version("matgl"),
             functional=config.functional,
             potentials=_digest(files),
             corrections=config.corrections,
         )
+        supported = frozenset(atomic_numbers[symbol] for symbol in potential.model.element_types)
+        super().__init__(config, MatGLForceField(potential), supported, scale)
 
-    def evaluate(self, crystals: Sequence[Crystal], *, folder: Path | None = None) -> list[Evaluation]:  # noqa: ARG002
-        """Return one evaluation per crystal, in order."""
-        return evaluate_batch(
-            crystals,
-            self._force_field,
-            energy_scale=self.energy_scale,
-            supported=self._supported,
-            config=self._config,
-            batch_atoms=self._config.batch_atoms,
-        )
-
-    def fine_tune(
-        self,
-        training: Sequence[Evaluation],
-        validation: Sequence[Evaluation],
-        *,
-        config: finetune.FineTuneConfig,
-        folder: Path,
-        metadata: Mapping[str, Any],
-    ) -> Checkpoint:
-        """Learn from another oracle's results; write matgl's files into `folder` and use them from now on."""
-        parent = self.energy_scale.potentials
-        metrics = finetune.fine_tune(self._force_field, training, validation, config)
-        folder.mkdir(parents=True, exist_ok=True)
-        scale = training[0].energy_scale
-        self._force_field.save(folder, {**metadata, "parent": parent, "metrics": metrics})
-        digest = _digest({name: folder / name for name in FILES})
-        self.energy_scale = replace(
-            self.energy_scale, functional=scale.functional, corrections=scale.corrections, potentials=digest
-        )
-        return Checkpoint(str(folder), digest, parent, metrics=metrics)
+    def _save(self, folder: Path, metadata: Mapping[str, Any], learned: EnergyScale) -> tuple[Path, str]:  # noqa: ARG002
+        potential: Any = self._force_field.module
+        potential.save(folder, metadata=dict(metadata))
+        return folder, _digest({name: folder / name for name in FILES})
 
 
 class MatGLForceField:
@@ -123,22 +91,9 @@ class MatGLForceField:
             index = self._potential.model.element_types.index(chemical_symbols[number])
             self._potential.element_refs.property_offset[index] += energy
 
-    def save(self, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """Write the files that matgl loads."""
-        self._potential.save(folder, metadata=dict(metadata))
-
     def compute(self, crystals: Sequence[Crystal]) -> list[Answer]:
         """Return energy, forces and stress of each crystal."""
-        energies, forces, stresses = (tensor.detach().double() for tensor in self.predict(crystals))
-        return [
-            Answer(*answer)
-            for answer in zip(
-                energies.tolist(),
-                np.split(forces.numpy(), np.cumsum([len(crystal) for crystal in crystals])[:-1]),
-                stresses.numpy(),
-                strict=True,
-            )
-        ]
+        return split_answers(crystals, *self.predict(crystals))
 
     def predict(self, crystals: Sequence[Crystal]) -> tuple[Tensor, Tensor, Tensor]:
         """Return energies (eV, (B,)), forces (eV/Å, (N, 3)) and stresses (eV/Å³, (B, 3, 3)) of crystals.

@@ -23,6 +23,7 @@ from oracles.optimizer import QuasiNewton
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
+    from torch import Tensor
 
 MIN_VOLUME_PER_ATOM = 1.0  # Å³; a fifth of diamond's, the densest arrangement of atoms at ambient pressure
 
@@ -127,6 +128,16 @@ class Answer(NamedTuple):
     def max_stress(self) -> float:
         """Largest stress component, eV/Å³."""
         return float(np.abs(self.stress).max())
+
+
+def split_answers(crystals: Sequence[Crystal], energies: Tensor, forces: Tensor, stresses: Tensor) -> list[Answer]:
+    """Split what a network gives for a batch, with shapes (B,), (N, 3) and (B, 3, 3), into one answer per crystal."""
+    energies, forces, stresses = (tensor.detach().double() for tensor in (energies, forces, stresses))
+    ends = np.cumsum([len(crystal) for crystal in crystals])[:-1]
+    return [
+        Answer(*answer)
+        for answer in zip(energies.tolist(), np.split(forces.numpy(), ends), stresses.numpy(), strict=True)
+    ]
 
 
 class ForceField(Protocol):

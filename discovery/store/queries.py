@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, case, func, select
 from discovery.crystal import Crystal
 from discovery.hull import Hull, Phase
 from discovery.store.machine import IN_FLIGHT
-from discovery.store.store import Store, _evaluation, _phase, _scale, _verdict
+from discovery.store.store import Store
 from discovery.store.tables import (
     CampaignRow,
     CandidateRow,
@@ -31,6 +31,7 @@ from discovery.store.tables import (
     TargetRow,
     TransitionRow,
 )
+from discovery.store.values import evaluation_of, phase_of, scale_of, verdict_of
 from discovery.types import Evaluation, Stability, State, Target, Verdict
 
 Order = tuple[str, Literal["asc", "desc"]]
@@ -115,7 +116,7 @@ class Queries:
 
     def revision(self) -> tuple[Any, ...]:
         """Return a value that changes whenever something was written, heartbeats apart."""
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             state, message = session.execute(
                 select(CampaignRow.state, CampaignRow.message).where(CampaignRow.id == self._store.campaign_id)
             ).one()
@@ -127,7 +128,7 @@ class Queries:
 
     def heartbeat(self) -> float | None:
         """Return when the newest driver was last alive, in seconds since the epoch."""
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             return session.scalar(select(func.max(SessionRow.heartbeat)).select_from(SessionRow))
 
     def losses(self) -> dict[State, dict[str, int]]:
@@ -137,7 +138,7 @@ class Queries:
             else_=TransitionRow.cause,
         )
         lost: dict[State, dict[str, int]] = {}
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             for state in (State.REJECTED, State.FAILED, State.PASSED_OVER):
                 query = select(kinds, func.count()).where(TransitionRow.to_state == state).group_by(kinds)
                 counts: dict[str, int] = {}
@@ -149,7 +150,7 @@ class Queries:
 
     def failures(self) -> dict[tuple[str, str], int]:
         """Return (role, failure kind) → evaluations that failed, of candidates and reference phases."""
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             query = (
                 select(EvaluationRow.role, EvaluationRow.failure_kind, func.count())
                 .where(EvaluationRow.failure_kind.is_not(None))
@@ -166,7 +167,7 @@ class Queries:
             .order_by(CandidateRow.round)
         )
         rounds: dict[int, dict[Stability, int]] = {}
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             for round, stability, count in session.execute(query):
                 rounds.setdefault(round, {})[Stability(str(stability))] = count
         return rounds
@@ -180,7 +181,7 @@ class Queries:
             .where(CandidateRow.state.in_(IN_FLIGHT))
             .group_by(CandidateRow.state)
         )
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             found = {State(row[0]): Waiting(State(row[0]), *row[1:]) for row in session.execute(query).tuples()}
         return [found[state] for state in State if state in found]
 
@@ -193,14 +194,14 @@ class Queries:
         sums = [func.sum(amount).over(order_by=LedgerRow.id).label(f"sum{n}") for n, amount in enumerate(amounts)]
         each = select(LedgerRow.time, LedgerRow.role, *sums).where(LedgerRow.spent).subquery()
         query = select(each.c.time, *(each.c[one.name] for one in sums)).where(each.c.role == "reference")
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             rows = [(0.0,) * (1 + len(kinds)), *(tuple(row) for row in session.execute(query))]
         return tuple(np.array(rows, dtype=np.float64).T)
 
     def hull_times(self, role: str) -> dict[int, float]:
         """Return version of a role's hull → when it came about, in seconds since the epoch."""
         query = select(HullVersionRow.version, HullVersionRow.time).where(HullVersionRow.role == role)
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             return dict(session.execute(query).tuples().all())
 
     def phases(self, role: str) -> list[PhaseRecord]:
@@ -214,11 +215,11 @@ class Queries:
             PhaseRow.hull_version,
         )
         query = select(*columns).where(PhaseRow.role == role).order_by(PhaseRow.position)
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             row = session.get(EnergyScaleRow, role)
             if row is None:
                 return []
-            scale = _scale(row)
+            scale = scale_of(row)
             return [
                 PhaseRecord(
                     Phase(
@@ -233,15 +234,15 @@ class Queries:
     def crystals(self, role: str, ids: Sequence[str]) -> dict[str, Crystal]:
         """Return id → relaxed crystal of phases of a role's hull."""
         query = select(PhaseRow.id, PhaseRow.crystal).where(PhaseRow.role == role, PhaseRow.id.in_(ids))
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             return {id: Crystal.from_dict(crystal) for id, crystal in session.execute(query) if crystal is not None}
 
     def phase(self, role: str, id: str) -> Phase | None:
         """Return one phase of a role's hull."""
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             row = session.scalar(select(PhaseRow).where(PhaseRow.role == role, PhaseRow.id == id))
             scale = session.get(EnergyScaleRow, role)
-            return _phase(row, _scale(scale)) if row is not None and scale is not None else None
+            return phase_of(row, scale_of(scale)) if row is not None and scale is not None else None
 
     def pairs(self) -> list[tuple[str, str, float, float]]:
         """Return (id, formula, screening, reference formation energy in eV/atom) of the judged candidates."""
@@ -259,7 +260,7 @@ class Queries:
             )
             .order_by(CandidateRow.id)
         )
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             return [
                 (id, formula or "", screening or 0.0, reference or 0.0)
                 for id, formula, screening, reference in session.execute(query).tuples()
@@ -298,19 +299,19 @@ class Queries:
             .offset(offset)
             .limit(limit)
         )
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             rows = [dict(zip(COLUMNS, row, strict=True)) for row in session.execute(query)]
             total = session.scalar(select(func.count()).select_from(CandidateRow).where(*conditions)) or 0
         return rows, total
 
     def candidate(self, id: str) -> CandidateRecord | None:
         """Return one candidate, or None if there is none with this id."""
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             row = session.scalar(select(CandidateRow).where(CandidateRow.id == id))
             if row is None:
                 return None
             target = session.scalars(select(TargetRow).where(TargetRow.id == row.target_id)).one()
-            scales = {scale.id: _scale(scale) for scale in session.scalars(select(EnergyScaleRow))}
+            scales = {scale.id: scale_of(scale) for scale in session.scalars(select(EnergyScaleRow))}
             evaluations = session.scalars(select(EvaluationRow).where(EvaluationRow.subject_id == id))
             events = session.scalars(
                 select(TransitionRow).where(TransitionRow.candidate_id == id).order_by(TransitionRow.id)
@@ -325,8 +326,8 @@ class Queries:
                 formula=row.formula,
                 crystal=Crystal.from_dict(row.crystal) if row.crystal is not None else None,
                 state=State(row.state),
-                verdict=_verdict(row),
-                evaluations={found.role: _evaluation(found, scales) for found in evaluations},
+                verdict=verdict_of(row),
+                evaluations={found.role: evaluation_of(found, scales) for found in evaluations},
                 events=tuple(
                     Event(State(event.to_state), event.cause, event.time, event.core_seconds) for event in events
                 ),
@@ -334,29 +335,29 @@ class Queries:
 
     def reference(self, id: str) -> tuple[Crystal, str] | None:
         """Return a reference phase's crystal as given, and its source; None if there is none with this id."""
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             row = session.scalar(select(ReferenceRow).where(ReferenceRow.id == id))
             return (Crystal.from_dict(row.crystal), row.source) if row is not None else None
 
     def evaluations(self, id: str) -> dict[str, Evaluation]:
         """Return role → evaluation of one candidate or reference phase."""
-        with self._store._reading() as session:
-            scales = {scale.id: _scale(scale) for scale in session.scalars(select(EnergyScaleRow))}
+        with self._store.reading() as session:
+            scales = {scale.id: scale_of(scale) for scale in session.scalars(select(EnergyScaleRow))}
             rows = session.scalars(select(EvaluationRow).where(EvaluationRow.subject_id == id))
-            return {row.role: _evaluation(row, scales) for row in rows}
+            return {row.role: evaluation_of(row, scales) for row in rows}
 
     def costs_of(self, ids: Sequence[str]) -> dict[str, float]:
         """Return id of a candidate or reference phase → core-hours of all its evaluations."""
         query = select(LedgerRow.subject_id, func.sum(LedgerRow.amount)).where(
             LedgerRow.kind == "core_hours", LedgerRow.spent, LedgerRow.subject_id.in_(ids)
         )
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             return dict(session.execute(query.group_by(LedgerRow.subject_id)).tuples().all())
 
     def checkpoints_of(self, ids: Sequence[str]) -> dict[str, tuple[int, str | None]]:
         """Return candidate id → its round and the SHA-256 of the weights that it was sampled with."""
         query = select(CandidateRow.id, CandidateRow.round, CandidateRow.checkpoint).where(CandidateRow.id.in_(ids))
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             return {id: (round, checkpoint) for id, round, checkpoint in session.execute(query)}
 
     def pace(self) -> dict[str, tuple[float, float]]:
@@ -364,7 +365,7 @@ class Queries:
         query = select(LedgerRow.role, func.max(LedgerRow.time), func.max(LedgerRow.amount)).where(
             LedgerRow.kind == "core_hours", LedgerRow.spent
         )
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             rows = session.execute(query.group_by(LedgerRow.role)).tuples()
             return {role: (time, amount * 3600.0) for role, time, amount in rows}
 

@@ -43,6 +43,7 @@ from discovery.store.tables import (
     TransitionRow,
 )
 from discovery.store.urls import is_url, masked, parse
+from discovery.store.values import evaluation_of, phase_of, scale_of, verdict_of
 from discovery.types import (
     Budget,
     Candidate,
@@ -50,9 +51,7 @@ from discovery.types import (
     EnergyScale,
     Evaluation,
     Failure,
-    FailureKind,
     Sample,
-    Stability,
     State,
     Target,
     Verdict,
@@ -280,7 +279,7 @@ class Store:
         """Whether a driver is connected to a PostgreSQL database; for SQLite the run folder's lock tells."""
         if self.engine.dialect.name != "postgresql":
             return False
-        with self._reading() as session:
+        with self.reading() as session:
             return bool(session.scalar(_LOCK_IS_HELD, {"lock": _lock_number(self.name)}))
 
     @contextmanager
@@ -306,7 +305,8 @@ class Store:
             ) from error
 
     @contextmanager
-    def _reading(self) -> Iterator[CampaignSession]:
+    def reading(self) -> Iterator[CampaignSession]:
+        """Return a session that only reads; its errors name the database."""
         try:
             with CampaignSession(self.engine, self.campaign_id) as session:
                 yield session
@@ -317,7 +317,7 @@ class Store:
 
     def campaign(self) -> CampaignRecord:
         """Return what is known of the campaign as a whole."""
-        with self._reading() as session:
+        with self.reading() as session:
             seconds = session.scalar(select(func.sum(SessionRow.heartbeat - SessionRow.started)))
             return _campaign(session.get_one(CampaignRow, self.campaign_id), seconds)
 
@@ -363,7 +363,7 @@ class Store:
 
     def steps(self) -> dict[tuple[int, str], float]:
         """Return (round, step) → wall seconds of all finished steps."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(select(StepRow).order_by(StepRow.time))
             return {(row.round, row.step): row.seconds for row in rows}
 
@@ -384,13 +384,13 @@ class Store:
             elif row.id != scale.id:
                 raise RunError(
                     f"the {role} oracle now has energy scale {scale.id} ({scale!r}), but this campaign began with "
-                    f"{row.id} ({_scale(row)!r}); restore the former versions and settings, or launch a new campaign"
+                    f"{row.id} ({scale_of(row)!r}); restore the former versions and settings, or launch a new campaign"
                 )
 
     def energy_scales(self) -> dict[str, EnergyScale]:
         """Return role → energy scale."""
-        with self._reading() as session:
-            return {row.role: _scale(row) for row in session.scalars(select(EnergyScaleRow))}
+        with self.reading() as session:
+            return {row.role: scale_of(row) for row in session.scalars(select(EnergyScaleRow))}
 
     def add_references(self, references: Sequence[ReferenceRecord]) -> None:
         """Store the reference phases of the campaign, once and for all."""
@@ -411,7 +411,7 @@ class Store:
 
     def references(self) -> list[ReferenceRecord]:
         """Return the reference phases in the order given."""
-        with self._reading() as session:
+        with self.reading() as session:
             return [
                 ReferenceRecord(row.id, Crystal.from_dict(row.crystal), row.source, row.properties)
                 for row in session.scalars(select(ReferenceRow).order_by(ReferenceRow.position))
@@ -424,12 +424,12 @@ class Store:
 
     def evaluations(self, role: str) -> dict[str, Evaluation]:
         """Return candidate or reference phase id → evaluation of `role`."""
-        with self._reading() as session:
-            scales = {row.id: _scale(row) for row in session.scalars(select(EnergyScaleRow))}
+        with self.reading() as session:
+            scales = {row.id: scale_of(row) for row in session.scalars(select(EnergyScaleRow))}
             rows = session.scalars(
                 select(EvaluationRow).where(EvaluationRow.role == role).order_by(EvaluationRow.subject_id)
             )
-            return {row.subject_id: _evaluation(row, scales) for row in rows}
+            return {row.subject_id: evaluation_of(row, scales) for row in rows}
 
     # Hulls ---------------------------------------------------------------------------------------------------------
 
@@ -471,11 +471,11 @@ class Store:
 
     def hull(self, role: str, version: int | None = None) -> Hull:
         """Return the newest hull of a role's energy scale, or an earlier `version` of it."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(EnergyScaleRow, role)
             if row is None:
                 raise RunError(f"the campaign has not yet reached its {role} oracle; wait, or `discovery resume`")
-            scale = _scale(row)
+            scale = scale_of(row)
             if version is None:
                 newest = select(func.max(HullVersionRow.version)).where(HullVersionRow.role == role)
                 version = session.scalar(newest) or 0
@@ -484,11 +484,11 @@ class Store:
                 .where(PhaseRow.role == role, PhaseRow.hull_version <= version)
                 .order_by(PhaseRow.position)
             )
-            return Hull(scale, tuple(_phase(row, scale) for row in rows), version)
+            return Hull(scale, tuple(phase_of(row, scale) for row in rows), version)
 
     def hull_versions(self, role: str) -> list[HullVersion]:
         """Return all versions of a role's hull, oldest first."""
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(
                 select(HullVersionRow).where(HullVersionRow.role == role).order_by(HullVersionRow.version)
             )
@@ -520,7 +520,7 @@ class Store:
 
     def targets(self, round: int | None = None) -> list[TargetRecord]:
         """Return the targets of a round, or of all rounds, in order."""
-        with self._reading() as session:
+        with self.reading() as session:
             query = select(TargetRow).order_by(TargetRow.round, TargetRow.position)
             if round is not None:
                 query = query.where(TargetRow.round == round)
@@ -557,7 +557,7 @@ class Store:
 
     def sampled_targets(self) -> set[str]:
         """Return the ids of the targets whose samples are stored."""
-        with self._reading() as session:
+        with self.reading() as session:
             return set(session.scalars(select(CandidateRow.target_id).distinct()))
 
     def admit(self, candidate_id: str) -> None:
@@ -658,8 +658,8 @@ class Store:
 
     def candidates(self, states: Collection[State] | None = None) -> list[Candidate]:
         """Return the candidates that have a crystal, sorted by id, of all states or only of `states`."""
-        with self._reading() as session:
-            scales = {row.id: _scale(row) for row in session.scalars(select(EnergyScaleRow))}
+        with self.reading() as session:
+            scales = {row.id: scale_of(row) for row in session.scalars(select(EnergyScaleRow))}
             targets = {row.id: Target.from_dict(row.request) for row in session.scalars(select(TargetRow))}
             query = select(CandidateRow).where(CandidateRow.n_atoms > 0).order_by(CandidateRow.id)
             if states is not None:
@@ -668,7 +668,7 @@ class Store:
             found = select(EvaluationRow).join(CandidateRow, CandidateRow.id == EvaluationRow.subject_id)
             if states is not None:
                 found = found.where(CandidateRow.state.in_(states))
-            evaluations = {(row.subject_id, row.role): _evaluation(row, scales) for row in session.scalars(found)}
+            evaluations = {(row.subject_id, row.role): evaluation_of(row, scales) for row in session.scalars(found)}
             return [
                 Candidate(
                     id=row.id,
@@ -680,27 +680,27 @@ class Store:
                     screening_formation_energy_per_atom=row.screening_formation_energy_per_atom,
                     screening_decomposition_energy=row.screening_decomposition_energy,
                     reference=evaluations.get((row.id, "reference")),
-                    verdict=_verdict(row),
+                    verdict=verdict_of(row),
                 )
                 for row in rows
             ]
 
     def candidate_ids(self, prefix: str = "") -> list[str]:
         """Return the sorted ids of all candidates, crystal or not, that begin with `prefix`."""
-        with self._reading() as session:
+        with self.reading() as session:
             query = select(CandidateRow.id).where(CandidateRow.id.startswith(prefix, autoescape=True))
             return list(session.scalars(query.order_by(CandidateRow.id)))
 
     def history(self, candidate_id: str) -> History:
         """Return everything that is stored of one candidate."""
-        with self._reading() as session:
+        with self.reading() as session:
             row = session.get(CandidateRow, candidate_id)
             if row is None:
                 raise RunError(
                     f"{_describe(self.engine)} holds no candidate {candidate_id!r} of campaign {self.name!r}"
                 )
             target = session.get_one(TargetRow, row.target_id)
-            scales = {scale.id: _scale(scale) for scale in session.scalars(select(EnergyScaleRow))}
+            scales = {scale.id: scale_of(scale) for scale in session.scalars(select(EnergyScaleRow))}
             arrows = select(TransitionRow).where(TransitionRow.candidate_id == row.id).order_by(TransitionRow.id)
             evaluations = select(EvaluationRow).where(EvaluationRow.subject_id == row.id)
             return History(
@@ -714,15 +714,15 @@ class Store:
                     Arrow(State(arrow.to_state), arrow.cause, arrow.core_seconds, arrow.time)
                     for arrow in session.scalars(arrows)
                 ),
-                evaluations={found.role: _evaluation(found, scales) for found in session.scalars(evaluations)},
+                evaluations={found.role: evaluation_of(found, scales) for found in session.scalars(evaluations)},
                 screening_decomposition_energy=row.screening_decomposition_energy,
                 screening_hull_version=row.screening_hull_version,
-                verdict=_verdict(row),
+                verdict=verdict_of(row),
             )
 
     def crystals(self, states: Collection[State]) -> dict[str, Crystal]:
         """Return candidate id → crystal as it was sampled, of the candidates in `states`, sorted by id."""
-        with self._reading() as session:
+        with self.reading() as session:
             query = select(CandidateRow.id, CandidateRow.crystal).where(
                 CandidateRow.n_atoms > 0, CandidateRow.state.in_(states)
             )
@@ -730,7 +730,7 @@ class Store:
 
     def transitions(self, candidate_id: str | None = None) -> list[tuple[str, State | None, State, str]]:
         """Return (candidate, from, to, cause) in the order written, of one candidate or of all."""
-        with self._reading() as session:
+        with self.reading() as session:
             query = select(TransitionRow).order_by(TransitionRow.id)
             if candidate_id is not None:
                 query = query.where(TransitionRow.candidate_id == candidate_id)
@@ -744,7 +744,7 @@ class Store:
 
         Always ``sampled == rejected + failed + passed_over + judged + in_flight``.
         """
-        with self._reading() as session:
+        with self.reading() as session:
             reached = (
                 session.execute(select(TransitionRow.to_state, func.count()).group_by(TransitionRow.to_state))
                 .tuples()
@@ -759,7 +759,7 @@ class Store:
 
     def losses(self) -> dict[State, Counter[str]]:
         """Return, for each state in which a candidate is lost, cause → count; ids are left out."""
-        with self._reading() as session:
+        with self.reading() as session:
             lost: dict[State, Counter[str]] = {}
             for state in (State.REJECTED, State.FAILED, State.PASSED_OVER):
                 causes = session.scalars(select(TransitionRow.cause).where(TransitionRow.to_state == state))
@@ -768,7 +768,7 @@ class Store:
 
     def failures(self) -> dict[str, int]:
         """Return failure kind → count of evaluations, of candidates and reference phases."""
-        with self._reading() as session:
+        with self.reading() as session:
             query = (
                 select(EvaluationRow.failure_kind, func.count())
                 .where(EvaluationRow.failure_kind.is_not(None))
@@ -841,7 +841,7 @@ class Store:
 
     def checkpoints(self) -> list[CheckpointRecord]:
         """Return all checkpoints, oldest first."""
-        with self._reading() as session:
+        with self.reading() as session:
             return [
                 CheckpointRecord(
                     row.id,
@@ -856,7 +856,7 @@ class Store:
     def budget(self, limit: Mapping[str, float]) -> Budget:
         """Return what may be spent, what is spent and what work in flight reserves."""
         sums: dict[bool, dict[str, float]] = {True: {"reference_calls": 0.0, "core_hours": 0.0}, False: {}}
-        with self._reading() as session:
+        with self.reading() as session:
             query = select(LedgerRow.spent, LedgerRow.kind, func.sum(LedgerRow.amount))
             for spent, kind, amount in session.execute(query.group_by(LedgerRow.spent, LedgerRow.kind)):
                 sums[spent][kind] = float(amount)
@@ -865,7 +865,7 @@ class Store:
 
     def costs(self) -> dict[str, tuple[int, float, float]]:
         """Return role → (evaluations, their wall seconds, their core-hours), of candidates and reference phases."""
-        with self._reading() as session:
+        with self.reading() as session:
             query = select(
                 EvaluationRow.role,
                 func.count(),
@@ -886,7 +886,7 @@ class Store:
 
     def largest_costs(self, role: str) -> dict[str, float]:
         """Return kind → the most that one evaluation of `role` has cost."""
-        with self._reading() as session:
+        with self.reading() as session:
             query = select(LedgerRow.kind, func.max(LedgerRow.amount)).where(
                 LedgerRow.role == role, LedgerRow.spent.is_(True), LedgerRow.kind.in_(("core_hours", "gpu_hours"))
             )
@@ -1093,59 +1093,6 @@ def _failure_text(role: str, failure: Failure) -> str:
 def _campaign(row: CampaignRow, seconds: float | None) -> CampaignRecord:
     return CampaignRecord(
         row.name, row.seed, row.config, row.config_hash, row.state, row.message, row.created, float(seconds or 0.0)
-    )
-
-
-def _scale(row: EnergyScaleRow) -> EnergyScale:
-    return EnergyScale(row.code, row.version, row.functional, row.potentials, row.settings, row.corrections)
-
-
-def _phase(row: PhaseRow, scale: EnergyScale) -> Phase:
-    return Phase(
-        id=row.id,
-        composition=row.composition,
-        energy=row.energy,
-        energy_scale=scale,
-        crystal=Crystal.from_dict(row.crystal) if row.crystal is not None else None,
-        origin="discovered" if row.origin == "discovered" else "reference",
-    )
-
-
-def _evaluation(row: EvaluationRow, scales: Mapping[str, EnergyScale]) -> Evaluation:
-    failure = None
-    if row.failure_kind is not None:
-        failure = Failure(FailureKind(row.failure_kind), row.failure_message or "", row.failure_folder)
-    return Evaluation.from_dict(
-        {
-            "format": "discovery.evaluation/1",
-            "energy_scale": asdict(scales[row.energy_scale_id]),
-            "crystal": row.crystal,
-            "energy": row.energy,
-            "forces": row.forces,
-            "stress": row.stress,
-            "converged": row.converged,
-            "corrections": row.corrections,
-            "seconds": row.seconds,
-            "cores": row.cores,
-            "details": row.details,
-            "failure": asdict(failure) if failure is not None else None,
-        }
-    )
-
-
-def _verdict(row: CandidateRow) -> Verdict | None:
-    if row.stability is None:
-        return None
-    return Verdict(
-        stability=Stability(row.stability),
-        e_above_hull=row.e_above_hull or 0.0,
-        decomposition_energy=row.decomposition_energy or 0.0,
-        formation_energy_per_atom=row.formation_energy_per_atom or 0.0,
-        decomposition=row.decomposition or {},
-        threshold=row.threshold or 0.0,
-        metastable_threshold=row.metastable_threshold or 0.0,
-        energy_scale=row.energy_scale_id or "",
-        hull_version=row.hull_version or 0,
     )
 
 

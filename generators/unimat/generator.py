@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from discovery import checkpoints
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
 from discovery.matching import spacegroup
 from discovery.protocols import PluginConfig
 from discovery.types import Checkpoint, Failure, FailureKind, LabelledCrystal, Sample, Target
-from generators import checkpoints
 from generators.conditions import N_SPACE_GROUPS, SPACE_GROUP
 from generators.data import CrystalArrays, shuffled_batches
 from generators.targets import check_target

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from discovery import checkpoints
 from discovery.errors import InvalidInputError
 from discovery.protocols import PluginConfig
 from discovery.types import Checkpoint, LabelledCrystal
-from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, n_ranks, rank, resume_step, train
 from generators.unimat.dense import DenseModel, DenseModelConfig

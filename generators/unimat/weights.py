@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from discovery import checkpoints
 from discovery.errors import InvalidInputError
-from generators import checkpoints
 from generators.data import CrystalArrays
 from generators.unimat.dense import DenseModel, DenseModelConfig
 from generators.unimat.model import TokenModel, TokenModelConfig

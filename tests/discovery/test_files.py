@@ -48,6 +48,6 @@ def test_a_process_that_dies_half_way_leaves_the_former_content(tmp_path: Path) 
 
 
 def test_model_code_needs_torch_and_numpy_only() -> None:
-    code = "import sys, generators.checkpoints; print({'platformdirs', 'pymatgen', 'ray', 'ase'} & set(sys.modules))"
+    code = "import sys, discovery.checkpoints; print({'platformdirs', 'pymatgen', 'ray', 'ase'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pymatgen.core import Element
 
+from discovery import checkpoints
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError
 from discovery.types import FailureKind, LabelledCrystal, Target
-from generators import checkpoints
 from generators.data import CrystalArrays, shuffled_batches
 from generators.training import TrainingConfig, resume_step, train
 from generators.unimat.generator import UniMatConfig, UniMatGenerator, canonical

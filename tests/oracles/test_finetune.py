@@ -102,7 +102,7 @@ def test_results_without_forces_are_enough(results, tmp_path: Path) -> None:
 def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     import torch
 
-    from generators.checkpoints import save
+    from discovery.checkpoints import save
 
     save(tmp_path / "other.safetensors", {"weight": torch.zeros(1)}, {})
     with pytest.raises(InvalidInputError, match="holds no weights of CHGNet"):

@@ -218,7 +218,7 @@ def test_reading_writes_nothing_and_blocks_no_driver(run_dir: Path, tmp_path: Pa
 
     driver = Store.create(sqlite_url(tmp_path / "a.sqlite"), name="a", seed=0, config={}, config_hash="")
     reader = Store.read(tmp_path / "a.sqlite")
-    with reader._reading() as session:
+    with reader.reading() as session:
         session.connection().exec_driver_sql("BEGIN")
         session.connection().exec_driver_sql("SELECT * FROM campaign").fetchone()
         driver.set_state("running")

@@ -1,0 +1,68 @@
+"""Rows of the tables as the values that the rest of the code works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from discovery.crystal import Crystal
+from discovery.hull import Phase
+from discovery.store.tables import CandidateRow, EnergyScaleRow, EvaluationRow, PhaseRow
+from discovery.types import EnergyScale, Evaluation, Failure, FailureKind, Stability, Verdict
+
+
+def scale_of(row: EnergyScaleRow) -> EnergyScale:
+    """Return the energy scale."""
+    return EnergyScale(row.code, row.version, row.functional, row.potentials, row.settings, row.corrections)
+
+
+def phase_of(row: PhaseRow, scale: EnergyScale) -> Phase:
+    """Return the phase."""
+    return Phase(
+        id=row.id,
+        composition=row.composition,
+        energy=row.energy,
+        energy_scale=scale,
+        crystal=Crystal.from_dict(row.crystal) if row.crystal is not None else None,
+        origin="discovered" if row.origin == "discovered" else "reference",
+    )
+
+
+def evaluation_of(row: EvaluationRow, scales: Mapping[str, EnergyScale]) -> Evaluation:
+    """Return the evaluation; `scales` holds the energy scales by id."""
+    failure = None
+    if row.failure_kind is not None:
+        failure = Failure(FailureKind(row.failure_kind), row.failure_message or "", row.failure_folder)
+    return Evaluation.from_dict(
+        {
+            "format": "discovery.evaluation/1",
+            "energy_scale": asdict(scales[row.energy_scale_id]),
+            "crystal": row.crystal,
+            "energy": row.energy,
+            "forces": row.forces,
+            "stress": row.stress,
+            "converged": row.converged,
+            "corrections": row.corrections,
+            "seconds": row.seconds,
+            "cores": row.cores,
+            "details": row.details,
+            "failure": asdict(failure) if failure is not None else None,
+        }
+    )
+
+
+def verdict_of(row: CandidateRow) -> Verdict | None:
+    """Return the verdict, or None while there is none."""
+    if row.stability is None:
+        return None
+    return Verdict(
+        stability=Stability(row.stability),
+        e_above_hull=row.e_above_hull or 0.0,
+        decomposition_energy=row.decomposition_energy or 0.0,
+        formation_energy_per_atom=row.formation_energy_per_atom or 0.0,
+        decomposition=row.decomposition or {},
+        threshold=row.threshold or 0.0,
+        metastable_threshold=row.metastable_threshold or 0.0,
+        energy_scale=row.energy_scale_id or "",
+        hull_version=row.hull_version or 0,
+    )
