@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from discovery.store import Store, sqlite_url
 from tests.discovery.campaigns import tiny_config
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser; pip install -e '.[dev]'")
+expect = playwright.expect
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install it, or name it in CHROMIUM")
@@ -203,20 +205,20 @@ def test_a_running_campaign_is_followed_and_paused(
     driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.yaml")])
     try:
         page.get_by_role("link", name="tiny").click()
-        page.wait_for_function("/^running, round ([2-9]|[0-9]{2})/.test(document.querySelector('#badge').innerText)")
-        before = page.locator("#plot-growth path.js-line").first.get_attribute("d")
+        badge = page.locator("#badge")
+        growth = page.locator("#plot-growth path.js-line").first
+        badge.filter(has_text=re.compile(r"^running, round ([2-9]|\d\d)")).wait_for()
+        before = growth.get_attribute("d")
         page.get_by_label("Control token").fill("secret")
         page.get_by_role("button", name="Pause").click()
-        page.get_by_text("Asked process").wait_for()
-        page.wait_for_function("document.querySelector('#badge').innerText.startsWith('paused')")
+        page.get_by_text(f"Asked process {driver.pid} to pause.").wait_for()
+        badge.filter(has_text=re.compile("^paused")).wait_for()
         page.get_by_role("button", name="Resume").click()
-        page.wait_for_function("document.querySelector('#badge').innerText.startsWith('running')")
-        page.wait_for_function(
-            "before => document.querySelector('#plot-growth path.js-line').getAttribute('d') !== before", arg=before
-        )
+        badge.filter(has_text=re.compile("^running")).wait_for()
+        expect(growth).not_to_have_attribute("d", before or "")
         page.get_by_role("button", name="Stop").click()
-        driver.wait(timeout=180)
-        page.wait_for_function("document.querySelector('#badge').innerText.startsWith('interrupted')")
+        driver.wait(timeout=PATIENCE / 1000)
+        badge.filter(has_text=re.compile("^interrupted")).wait_for()
     finally:
         driver.kill()
         driver.wait()
