@@ -61,6 +61,7 @@ def create_app(sources: Sources, token: str | None = None) -> Dash:
     if token is not None:
         _register_control(app, sources, token)
     _register_downloads(app.server, sources)
+    _register_policy(app)
     return app
 
 
@@ -76,6 +77,27 @@ def only_hosts(app: Dash, hosts: Sequence[str]) -> None:
     def check() -> flask.Response | None:
         name = flask.request.host.rsplit(":", 1)[0].strip("[]")
         return None if name in hosts else flask.Response("unknown host", 403)
+
+
+def _register_policy(app: Dash) -> None:
+    """Tell the browser that pages run the dashboard's own scripts alone and load nothing from elsewhere."""
+    policy = "; ".join(
+        (
+            "default-src 'self'",
+            f"script-src 'self' {' '.join(app.csp_hashes())}",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "frame-ancestors 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+    @app.server.after_request
+    def add(response: flask.Response) -> flask.Response:
+        response.headers["Content-Security-Policy"] = policy
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
 
 
 # Frame and pages ----------------------------------------------------------------------------------------------------

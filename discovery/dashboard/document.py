@@ -25,6 +25,9 @@ from discovery.dashboard.blocks import (
     rows,
 )
 
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+"""What a browser may load for the file: nothing that is not in it."""
+
 
 class Section(NamedTuple):
     """A heading with its cards."""
@@ -45,6 +48,7 @@ def document(title: str, lead: str, sections: Sequence[Section]) -> str:
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title><style>{_style()} section {{ margin-top: 2rem; }}</style>"
         f"<script>{get_plotlyjs()}</script></head><body>"
         f"<header class='bar'><span class='brand'>{escape(title)}</span>"

@@ -79,6 +79,18 @@ def test_requests_to_other_hosts_are_refused(run_dir: Path) -> None:
         assert client.get("/", headers={"Host": host}).status_code == 200
 
 
+def test_the_browser_is_told_to_run_nothing_else(client: flask.testing.FlaskClient) -> None:
+    headers = client.get("/").headers
+    policy = dict(rule.split(" ", 1) for rule in headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    own, *hashes = policy["script-src"].split()
+    assert own == "'self'"
+    assert hashes
+    assert all(one.startswith("'sha256-") for one in hashes)
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
 def test_filters_of_the_grid_become_conditions_and_nothing_else() -> None:
     model = {
         "formula": {"filterType": "text", "type": "contains", "filter": "Au"},

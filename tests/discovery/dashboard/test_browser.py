@@ -15,6 +15,7 @@ from pymatgen.core import Structure
 
 from discovery.dashboard import views
 from discovery.dashboard.source import Source
+from discovery.report import write_report
 from discovery.store import Store, sqlite_url
 from tests.discovery.campaigns import tiny_config
 
@@ -56,7 +57,7 @@ def open_page(browser: playwright.Browser) -> Iterator[Callable[..., playwright.
         return page
 
     def outside(url: str) -> None:
-        if not url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+        if not url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:")):
             problems.append(f"asks for {url}")
 
     yield start
@@ -187,6 +188,15 @@ def test_text_from_data_is_shown_as_text(
     page.get_by_text(evil).first.click()
     page.get_by_text(f"failed: {evil}").wait_for()
     assert page.title() != "hacked"
+
+
+def test_the_report_is_drawn_without_a_server(open_page: Callable[..., playwright.Page], run_dir: Path) -> None:
+    write_report(run_dir)
+    page = open_page((run_dir / "report.html").as_uri())
+    figures = page.locator("[role=img]")
+    assert figures.count() >= 6
+    for figure in figures.all():
+        figure.locator(".main-svg, canvas").first.wait_for()
 
 
 def test_a_running_campaign_is_followed_and_paused(

@@ -15,10 +15,13 @@ import pytest
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
+from discovery.calibration import reliability
+from discovery.config import CampaignConfig
 from discovery.dashboard import figures, pages, views
 from discovery.dashboard.source import Source, Sources
 from discovery.errors import RunError
 from discovery.hull import Phase
+from discovery.launch_check import checked
 from discovery.status import read_status
 from discovery.store import Store, sqlite_url
 from discovery.store.queries import Queries
@@ -185,6 +188,22 @@ def test_parity_counts_errors_by_chemical_system(source: Source) -> None:
     assert whole[1] == len(difference) == sum(group[1] for group in groups)
     assert whole[2] == pytest.approx(np.abs(difference).mean())
     assert whole[3] == pytest.approx(np.sqrt((difference**2).mean()))
+
+
+def test_trust_shows_the_calibration_and_the_remembered_checks(source: Source, everything: Store) -> None:
+    shown = views.trust(source)
+    assert shown.calibration == reliability(everything)
+    assert shown.calibration.predictions
+    assert shown.checks == ()
+    oracles = CampaignConfig.model_validate(everything.campaign().config).oracle
+    report = checked(oracles.reference, shown.summary.elements)
+    check = next(one for one in views.trust(source).checks if one.role == "reference")
+    assert check.passed == report["passed"]
+    assert check.extent == "launch"
+    assert [row[0] for row in check.rows] == [f"{one['quantity']} of {one['subject']}" for one in report["checks"]]
+    text = str(pages.trust_page(views.trust(source)))
+    assert f"reference oracle, launch check: {'passed' if check.passed else 'failed'}" in text
+    assert f"Brier score {shown.calibration.brier():.3f}" in text
 
 
 def test_a_page_of_candidates_is_sorted_and_filtered_by_the_database(source: Source, everything: Store) -> None:
