@@ -10,32 +10,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from record import write_record
 
 from discovery.crystal import Crystal
-from discovery.evaluation.csp import predict
+from discovery.evaluation.csp import headline, predict
 from discovery.generation import create_generator
-from discovery.references import read_csv
+from discovery.sets import read_set
 from discovery.types import Sample, Target
 
 
 class Chance:
     """Makes crystals of the true ones, one after the other; a generator that knows the answers and ignores them."""
 
-    def __init__(self, truths: Sequence[Crystal], make: Callable[[Crystal, np.random.Generator], Crystal]) -> None:
-        self.truths = truths
+    def __init__(self, truths: Iterable[Crystal], make: Callable[[Crystal, np.random.Generator], Crystal]) -> None:
+        self.truths = iter(truths)
         self.make = make
 
     def sample(self, targets: Sequence[Target], *, seed: int) -> list[Sample]:
         """Return ``sum(t.n_samples)`` samples."""
         rng = np.random.default_rng(seed)
         return [
-            Sample(index, self.make(self.truths[index], rng))
-            for index, target in enumerate(targets)
+            Sample(index, self.make(truth, rng))
+            for index, (target, truth) in enumerate(zip(targets, self.truths, strict=False))
             for _ in range(target.n_samples)
         ]
 
@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    truths = [known.crystal for known in read_csv(args.data, limit=args.limit).crystals]
+    truth = read_set(args.data, limit=args.limit)
+    truths = truth.crystals.values()
     unimat = create_generator("unimat", args.checkpoint, args.settings)
     generators = {
         "unimat": unimat,
@@ -79,7 +80,7 @@ def main() -> None:
     rows = {}
     for name in args.rows or generators:
         generator = generators[name]
-        rows[name] = predict(generator, truths, samples=args.samples, seed=args.seed).to_dict()
+        rows[name] = headline(predict(generator, truth, samples=args.samples, seed=args.seed))
         print(name, rows[name]["match_rate"], rows[name]["rmse"], file=sys.stderr, flush=True)
     checkpoint = unimat.checkpoint
     results = {

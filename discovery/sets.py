@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -96,7 +97,12 @@ class CrystalSet:
 
 
 def read_set(
-    path: Path, *, crystals: bool = True, corrections: bool = False, progress: Callable[[], None] | None = None
+    path: Path,
+    *,
+    crystals: bool = True,
+    corrections: bool = False,
+    limit: int | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> CrystalSet:
     """Read a set of crystals.
 
@@ -111,6 +117,8 @@ def read_set(
     corrections
         Correct the total energies of entries by MP2020, from their uncorrected energies and once, whatever corrections
         they have. Those of an energy scale that contains MP2020 stay as they are.
+    limit
+        Only so many members, the first ones.
     progress
         Called after each member.
 
@@ -125,7 +133,7 @@ def read_set(
         raise InvalidInputError(f"{path} does not exist; name a folder, an archive or a file of crystals")
     members: list[Member] = []
     seen: set[str] = set()
-    for member in _reader(path, corrections)(path, crystals):
+    for member in islice(_reader(path, corrections)(path, crystals), limit):
         members.append(member)
         if progress is not None:
             progress()

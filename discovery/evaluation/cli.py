@@ -1,6 +1,5 @@
 """The command ``discovery evaluate``: one subcommand per protocol."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -48,10 +47,14 @@ CorrectionsOption = Annotated[
 KnownOption = Annotated[Path | None, typer.Option(help="Crystals that are known; those of the hull by default.")]
 
 
-def _read(path: Path, bars: "Stages", *, crystals: bool = True, corrections: bool = False) -> "CrystalSet":
+def _read(
+    path: Path, bars: "Stages", *, crystals: bool = True, corrections: bool = False, limit: int | None = None
+) -> "CrystalSet":
     from discovery.sets import read_set
 
-    return read_set(path, crystals=crystals, corrections=corrections, progress=lambda: bars(f"reading {path.name}"))
+    return read_set(
+        path, crystals=crystals, corrections=corrections, limit=limit, progress=lambda: bars(f"reading {path.name}")
+    )
 
 
 def _hull_and_known(
@@ -199,31 +202,28 @@ def pairs(
 
 @app.command()
 def csp(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="CSV file of the true crystals, with a column cif.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The true crystals: a CSV file with a column cif, …")],
     settings: SettingsArgument = None,
     generator: GeneratorOption = "unimat",
     checkpoint: CheckpointOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples for each crystal; the best counts.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first crystals of the file.")] = None,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal crystals.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+    page: PageOption = None,
 ) -> None:
-    """Predict crystals of the compositions of a file and compare them with its crystals."""
-    from discovery.evaluation.csp import predict
-    from discovery.references import read_csv
+    """P2: predict crystals of the compositions of a file and compare them with its crystals."""
+    from discovery.evaluation.csp import headline, predict
+    from discovery.evaluation.output import progress_bars, show
 
     chosen = create_generator(generator, checkpoint, settings or [])
-    content = read_csv(data, limit=limit)
-    for skipped in content.skipped:
-        typer.echo(f"{data} row {skipped.row} skipped: {skipped.reason}", err=True)
-    result = predict(chosen, [known.crystal for known in content.crystals], samples=samples, seed=seed)
-    if as_json:
-        typer.echo(json.dumps({"generator": generator, "data": data.name, "seed": seed, **result.to_dict()}))
-        return
-    for name, part in (("all", result.all), ("valid", result.valid)):
-        rmse = "–" if part.rmse is None else f"{part.rmse:.4f}"
-        typer.echo(f"{name}: match_rate {part.match_rate:.4f}, rmse {rmse}")
-    typer.echo(f"n {result.n}, samples {result.samples}, valid {result.valid_rate:.4f}, {result.seconds:.1f} s")
+    with progress_bars() as bars:
+        truth = _read(data, bars, limit=limit)
+        bars.expect(sampling=len(truth.crystals), matching=len(truth.crystals))
+        result = predict(chosen, truth, samples=samples, seed=seed, progress=bars)
+    own = {"generator": generator, "data": data.name, "seed": seed, **headline(result)}
+    show(result, as_json=as_json, out=out, page=page, headline=own)
 
 
 def compare(

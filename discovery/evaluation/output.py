@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -19,9 +20,20 @@ from discovery.evaluation.cost import Cost
 from discovery.evaluation.results import Metric, Result
 
 
-def show(result: Result, *, as_json: bool = False, out: Path | None = None, page: Path | None = None) -> None:
-    """Print a result, and write its JSON to `out` and its page to `page` if they are given."""
-    text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
+def show(
+    result: Result,
+    *,
+    as_json: bool = False,
+    out: Path | None = None,
+    page: Path | None = None,
+    headline: Mapping[str, Any] | None = None,
+) -> None:
+    """Print a result, and write its JSON to `out` and its page to `page` if they are given.
+
+    A `headline` is what most readers of the JSON want; the whole result is then its last value.
+    """
+    content = result.to_dict() if headline is None else {**headline, "result": result.to_dict()}
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
     if out is not None:
         _write(out, text + "\n")
     if page is not None:

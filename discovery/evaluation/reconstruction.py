@@ -162,11 +162,18 @@ def _pairs(predicted: CrystalSet, truth: CrystalSet) -> list[tuple[Member, Cryst
     return [(member, known.crystal) for member, known in pairs if known.crystal is not None]
 
 
+def figures(suffix: str, displacements: Sequence[float], n: int, seed: int) -> list[Metric]:
+    """Return match rate, RMSE and cRMSE of the true crystals, `n` in all, that are matched with these displacements."""
+    return [
+        rate(f"match_rate{suffix}", len(displacements), n),
+        statistic(f"rmse{suffix}", displacements, seed=seed, note="mean over matches"),
+        _with_misses(f"crmse{suffix}", displacements, n, seed),
+    ]
+
+
 def _figures(suffix: str, found: _Displacements, n: int, seed: int) -> list[Metric]:
     return [
-        rate(f"match_rate{suffix}", len(found.of_pair), n),
-        statistic(f"rmse{suffix}", found.of_pair, seed=seed, note="mean over matches"),
-        _with_misses(f"crmse{suffix}", found.of_pair, n, seed),
+        *figures(suffix, found.of_pair, n, seed),
         rate(f"METRe{suffix}", len(found.of_any), n, "true crystals that any prediction matches"),
         statistic(f"METRe_rmse{suffix}", found.of_any, seed=seed, note="smallest of all, mean over matches"),
         _with_misses(f"METRe_crmse{suffix}", found.of_any, n, seed),

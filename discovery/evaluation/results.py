@@ -108,6 +108,8 @@ class Result:
         Role → id → name of the correction → eV/atom, of energies that contain corrections.
     n_relaxations, n_sun
         Relaxations that were tried; crystals that are stable, unique and novel. None where the protocol has none.
+    n_samples
+        Samples that were taken, if they are not the requested structures.
     """
 
     protocol: str
@@ -121,6 +123,7 @@ class Result:
     corrections: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     n_relaxations: int | None = None
     n_sun: int | None = None
+    n_samples: int | None = None
 
     @property
     def protocol_hash(self) -> str:
@@ -136,7 +139,7 @@ class Result:
         total = (sum(self.seconds.values()), sum(self.gpu_seconds.values()))
         relaxation = (self.seconds.get("relaxation", 0.0), self.gpu_seconds.get("relaxation", 0.0))
         return (
-            _cost("sample", len(self.outcomes), total, everything),
+            _cost("sample", self.n_samples or len(self.outcomes), total, everything),
             _cost("relaxation", self.n_relaxations, relaxation, "relaxations that failed included"),
             _cost("stable, unique and novel crystal", self.n_sun, total, everything),
         )

@@ -16,9 +16,10 @@ from discovery import plugins
 from discovery.cli import app
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, DiscoveryError, InvalidInputError
-from discovery.evaluation.csp import predict, summarise
+from discovery.evaluation.csp import headline, predict
+from discovery.sets import CrystalSet, Member
 from discovery.training_data import read_training_data, split, without_system
-from discovery.types import Sample, Stability
+from discovery.types import Failure, FailureKind, Sample, Stability
 from tests.discovery.campaigns import outcome, tiny_config
 from tests.discovery.campaigns import run as launch
 
@@ -149,6 +150,8 @@ def test_prediction_prints_its_figures_as_json(trained: Path, data: Path):
     assert result["n"] == 3
     assert result["samples"] == 2
     assert result["seconds"] > 0
+    assert result["result"]["requested"] == sum(result["result"]["outcome_counts"].values()) == 3
+    assert len(result["result"]["protocol_hash"]) == 64
     for kind in ("all", "valid"):
         rate, rmse = result["match_rate"][kind], result["rmse"][kind]
         assert rate in (0, 1 / 3, 2 / 3, 1)
@@ -165,44 +168,89 @@ class Copies:
     """Gives for each target first a crystal far from the truth, then the truth, and nothing for every third target."""
 
     def __init__(self, truths, shift):
-        self.truths, self.shift = truths, shift
+        self.truths, self.shift = iter(truths), shift
+        self.made = 0
 
     def sample(self, targets, *, seed):
         samples = []
-        for index, truth in enumerate(self.truths):
+        for index, (_, truth) in enumerate(zip(targets, self.truths, strict=False)):
             frac = truth.frac_coords.copy()
             frac[0] += self.shift
             moved = Crystal(truth.lattice, frac, truth.atomic_numbers)
-            samples += [Sample(index, moved), Sample(index, None if index % 3 == 2 else truth)]
+            self.made += 1
+            lost = Failure(FailureKind.INVALID_INPUT, "every third")
+            second = Sample(index, None, lost) if self.made % 3 == 0 else Sample(index, truth)
+            samples += [Sample(index, moved), second]
         return samples
+
+
+def crystal_set(*crystals: Crystal | None) -> CrystalSet:
+    members = [
+        Member(f"c{number}", crystal, problem=None if crystal is not None else "unreadable")
+        for number, crystal in enumerate(crystals)
+    ]
+    return CrystalSet(Path("truth.csv"), "", tuple(members))
 
 
 def test_the_best_sample_counts():
     truths = [Crystal.from_structure(rock_salt(metal).get_primitive_structure()) for metal in ("Mg", "Ca", "Sr")]
-    result = predict(Copies(truths, np.array([0.02, 0, 0])), truths, samples=2, seed=0)
-    assert result.all.match_rate == 1
-    assert result.rms[:2] == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    generator = Copies(truths, np.array([0.02, 0, 0]))
+    result = predict(generator, crystal_set(*truths[:2], None, truths[2]), samples=2, seed=0)
+    assert result.metric("match_rate").value == 1
+    assert result.metric("match_rate").n == 3
+    ((displacements,),) = [series.values() for series in result.distributions.values()]
+    assert displacements[:2] == pytest.approx([0, 0], abs=1e-6)
     volume_per_atom = truths[2].volume / 2
     displacement = np.linalg.norm(np.array([0.02, 0, 0]) @ truths[2].lattice)
     expected = displacement / 2 / volume_per_atom ** (1 / 3)  # the matcher shares it between the two atoms
-    assert result.rms[2] == pytest.approx(expected, rel=1e-3)
-    assert result.all.rmse == pytest.approx(expected / 3, rel=1e-3)
-    assert result.valid_rate == pytest.approx(5 / 6)
+    assert displacements[2] == pytest.approx(expected, rel=1e-3)
+    assert result.metric("rmse").value == pytest.approx(expected / 3, rel=1e-3)
+    assert result.metric("valid_distances").value == pytest.approx(5 / 6)
+    assert result.outcomes == {"c0": "match", "c1": "match", "c2": "unusable: unreadable", "c3": "match"}
+    assert result.costs[0].n == 6
+
+
+def test_large_sets_are_predicted_in_lots(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("discovery.evaluation.csp.TARGETS_AT_ONCE", 2)
+    truths = [Crystal.from_structure(rock_salt(metal).get_primitive_structure()) for metal in ("Mg", "Ca", "Sr")]
+    done: list[tuple[str, int]] = []
+    result = predict(
+        Copies(truths, np.zeros(3)), crystal_set(*truths), samples=2, seed=0, progress=lambda *step: done.append(step)
+    )
+    assert result.metric("rmse").value == pytest.approx(0, abs=1e-6)
+    assert done == [("sampling", 2), ("sampling", 1), *[("matching", 1)] * 3]
 
 
 def test_invalid_samples_match_only_when_all_count():
     close = Crystal(3 * np.eye(3), [[0, 0, 0], [0.1, 0, 0]], [1, 1])  # 0.3 Å apart
     charged = Crystal(4 * np.eye(3), [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0]], [11, 9, 9])  # NaF2
     for truth, valid_rate in ((close, 0.0), (charged, 1.0)):
-        result = predict(Copies([truth], np.zeros(3)), [truth], samples=2, seed=0)
-        assert (result.all.match_rate, result.valid.match_rate) == (1.0, 0.0)
-        assert result.valid.rmse is None
-        assert result.valid_rate == valid_rate
+        result = predict(Copies([truth], np.zeros(3)), crystal_set(truth), samples=2, seed=0)
+        shown = headline(result)
+        assert shown["match_rate"] == {"all": 1.0, "valid": 0.0}
+        assert shown["rmse"]["valid"] is None
+        assert shown["valid_rate"] == valid_rate
+        assert result.outcomes == {"c0": "match, invalid"}
+
+
+class Nothing:
+    def sample(self, targets, *, seed):
+        lost = Failure(FailureKind.INVALID_INPUT, "too large")
+        return [Sample(index, None, lost) for index, target in enumerate(targets) for _ in range(target.n_samples)]
 
 
 def test_nothing_matched_has_no_rmse():
-    assert summarise([None, None]).rmse is None
-    assert summarise([None, 0.2]).match_rate == 0.5
+    truth = Crystal.from_structure(rock_salt("Mg"))
+    result = predict(Nothing(), crystal_set(truth), samples=2, seed=0)
+    assert headline(result)["rmse"] == {"all": None, "valid": None}
+    assert result.metric("match_rate").value == 0
+    assert result.metric("crmse").value == 0.5
+    assert result.outcomes == {"c0": "no sample: too large"}
+
+
+def test_a_set_without_crystals_cannot_be_predicted():
+    with pytest.raises(InvalidInputError, match="no crystal to predict"):
+        predict(Nothing(), crystal_set(None), samples=1, seed=0)
 
 
 def test_data_of_every_kind_are_read(data: Path, tmp_path: Path):
