@@ -161,6 +161,12 @@ class CHGNetForceField:
         module: nn.Module = self._model
         return module
 
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """All weights but the energies of the elements."""
+        fixed = set(self._model.composition_model.parameters())
+        return [parameter for parameter in self._model.parameters() if parameter not in fixed]
+
     def shift(self, energies: Mapping[int, float]) -> None:
         """Add an energy (eV) per atom of each element, given by atomic number."""
         for number, energy in energies.items():

@@ -39,6 +39,11 @@ class TrainableForceField(Protocol):
         """The network; in training mode, predictions can be differentiated by its parameters."""
         ...
 
+    @property
+    def trainable(self) -> Sequence[nn.Parameter]:
+        """The parameters that are trained; not those that are fixed, such as energies of elements."""
+        ...
+
     def compute(self, crystals: Sequence[Crystal]) -> Sequence[Answer | Failure]:
         """Return one answer per crystal, in order."""
         ...
@@ -94,7 +99,7 @@ def fine_tune(
         )
     force_field.shift(_element_shifts(training, answers))
     module = force_field.module
-    parameters = [parameter.requires_grad_(True) for parameter in _trainable(module)]
+    parameters = [parameter.requires_grad_(True) for parameter in force_field.trainable]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     steps = config.epochs * -(-len(training) // config.batch_crystals)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -126,11 +131,6 @@ def fine_tune(
         "n_validation": len(validation),
         "seconds": time.perf_counter() - start,
     }
-
-
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    """Return the weights, without fixed element references."""
-    return [weight for name, weight in module.named_parameters() if not name.startswith("composition_model")]
 
 
 def _usable(

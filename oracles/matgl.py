@@ -83,6 +83,11 @@ class MatGLForceField:
         module: nn.Module = self._potential
         return module
 
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """All weights."""
+        return list(self._potential.parameters())
+
     def shift(self, energies: Mapping[int, float]) -> None:
         """Add an energy (eV) per atom of each element, given by atomic number."""
         from ase.data import chemical_symbols

@@ -28,6 +28,13 @@ def gpaw_installed() -> None:
 
 
 @pytest.fixture(scope="session")
+def sevennet_installed() -> None:
+    """Skip without SevenNet."""
+    if importlib.util.find_spec("sevenn") is None:
+        pytest.skip("SevenNet is not installed; `pip install 'discovery-engine[sevennet]'`")
+
+
+@pytest.fixture(scope="session")
 def abinit_installed() -> None:
     """Skip without ABINIT."""
     if shutil.which("abinit") is None:

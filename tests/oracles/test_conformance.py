@@ -50,11 +50,12 @@ ALLOY.set_cell(ALLOY.cell * 1.05, scale_atoms=True)
 SALT = distorted(bulk("NaCl", "rocksalt", a=5.7))
 SILICON = distorted(bulk("Si", a=5.47))
 COARSE = {"cutoff": 300, "k_density": 1, "smearing": 0.02}
-DFT = ("gpaw", "abinit", "espresso")
+SLOW = ("gpaw", "abinit", "espresso", "sevennet")
 CASES = {
     "emt": Case(distorted(ALLOY)),
     "chgnet": Case(SALT),
     "matgl": Case(SALT),
+    "sevennet": Case(SALT),
     "gpaw": Case(SILICON, {**COARSE, "energy_tolerance": 1e-7}, {"symprec": None}),
     "abinit": Case(SILICON, {**COARSE, "residual": 1e-9}, {"symprec": None}),
     "espresso": Case(SILICON, {**COARSE, "energy_tolerance": 1e-8}, {"symprec": None}),
@@ -74,12 +75,12 @@ OTHERS = (distorted(bulk("Cu", cubic=True)), distorted(ALLOY.copy()), SALT, SILI
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.name in DFT else [])
+        pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if entry.name in SLOW else [])
         for entry in REGISTERED
     ],
 )
 def entry(request: pytest.FixtureRequest) -> Any:
-    if request.param.name in ("gpaw", "abinit"):
+    if request.param.name in ("gpaw", "abinit", "sevennet"):
         request.getfixturevalue(f"{request.param.name}_installed")
     return request.param
 

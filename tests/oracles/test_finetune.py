@@ -16,6 +16,7 @@ from oracles.chgnet import CHGNetOracle
 from oracles.emt import EMTOracle
 from oracles.finetune import FineTuneConfig
 from oracles.matgl import MatGLOracle
+from oracles.sevennet import SevenNetOracle
 from tests.discovery import campaigns
 
 
@@ -36,19 +37,25 @@ def results() -> list[Evaluation]:
     return EMTOracle(EMTOracle.Config(relax=False)).evaluate(alloys(24))
 
 
-@pytest.fixture(scope="module", params=["chgnet", pytest.param("matgl", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["chgnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("matgl", "sevennet"))],
+)
 def tuned(request, results, tmp_path_factory):
     """The oracle before, its checkpoint and the oracle made of that."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "chgnet":
         plugin, settings = CHGNetOracle, {}
-    else:
+    elif request.param == "matgl":
         plugin, settings = MatGLOracle, {"model": request.getfixturevalue("matgl_model")}
+    else:
+        request.getfixturevalue("sevennet_installed")
+        plugin, settings = SevenNetOracle, {}
     oracle = plugin(plugin.Config(relax=False, **settings))
     parent = oracle.energy_scale
     config = FineTuneConfig(epochs=6, batch_crystals=6, learning_rate=1e-3)
     checkpoint = oracle.fine_tune(results[:18], results[18:], config=config, folder=folder, metadata={"note": "toy"})
-    labels = {} if plugin is CHGNetOracle else {"functional": "EMT"}
+    labels = {"functional": "EMT"} if plugin is MatGLOracle else {}
     return parent, oracle, checkpoint, plugin(plugin.Config(relax=False, model=checkpoint.path, **labels))
 
 
