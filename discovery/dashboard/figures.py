@@ -283,13 +283,23 @@ def hull_traces(diagram: HullDiagram) -> list[go.Scatter]:
                 mode="markers+text" if labelled else "markers",
                 name=name,
                 marker={"color": color, "symbol": symbol, "size": size if on_hull else size * 0.7},
-                text=[formula_text(point.formula) for point in members],
+                text=[
+                    "" if len(diagram.elements) == 3 and 1.0 in point.fractions else formula_text(point.formula)
+                    for point in members  # a ternary plot names its corners itself
+                ],
                 textposition="top center" if len(diagram.elements) > 2 else "bottom center",
                 customdata=[
-                    (point.id, point.formation_energy_per_atom, point.e_above_hull, escape(point.id))
+                    (
+                        point.id,
+                        point.formation_energy_per_atom,
+                        point.e_above_hull,
+                        escape(point.id),
+                        formula_text(point.formula),
+                    )
                     for point in members
                 ],
-                hovertemplate="<b>%{text}</b> (%{customdata[3]})<br>formation energy %{customdata[1]:.3f} eV/atom"
+                hovertemplate="<b>%{customdata[4]}</b> (%{customdata[3]})"
+                "<br>formation energy %{customdata[1]:.3f} eV/atom"
                 "<br>e_above_hull %{customdata[2]:.3f} eV/atom<extra></extra>",
             )
         )

@@ -443,8 +443,8 @@ def trust_page(view: Trust) -> list[Card]:
             )
         )
     cards = [Card("Screening against reference oracle", blocks, width="full")]
-    cards.append(Card("Calibration of the selection", _calibration(view.calibration)))
-    cards.append(Card("Oracle checks", _checks(view.checks)))
+    cards.append(Card("Calibration of the selection", _calibration(view.calibration), width="full"))
+    cards.append(Card("Oracle checks", _checks(view.checks), width="full"))
     cards.append(Card("Generator", [*_checkpoints(view)], width="full"))
     return cards
 
