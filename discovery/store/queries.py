@@ -7,7 +7,7 @@ Whatever grows with the number of candidates is counted by the database or fetch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ from discovery.store.tables import (
     TargetRow,
     TransitionRow,
 )
-from discovery.store.values import evaluation_of, phase_of, scale_of, verdict_of
+from discovery.store.values import evaluation_of, phase_of, require_scale, scale_of, verdict_of
 from discovery.types import Evaluation, Stability, State, Target, Verdict
 
 Order = tuple[str, Literal["asc", "desc"]]
@@ -208,6 +208,7 @@ class Queries:
         """Return the phases of a role's newest hull, without their crystals, in the order in which they came."""
         columns = (
             PhaseRow.id,
+            PhaseRow.energy_scale_id,
             PhaseRow.formula,
             PhaseRow.composition,
             PhaseRow.energy,
@@ -220,16 +221,16 @@ class Queries:
             if row is None:
                 return []
             scale = scale_of(row)
-            return [
-                PhaseRecord(
-                    Phase(
-                        id, composition, energy, scale, None, "discovered" if origin == "discovered" else "reference"
-                    ),
-                    formula,
-                    version,
+            records = []
+            for id, scale_id, formula, composition, energy, origin, version in session.execute(query).tuples():
+                require_scale(id, scale_id, scale)
+                phase = Phase(id, composition, energy, scale)
+                records.append(
+                    PhaseRecord(
+                        replace(phase, origin="discovered") if origin == "discovered" else phase, formula, version
+                    )
                 )
-                for id, formula, composition, energy, origin, version in session.execute(query).tuples()
-            ]
+            return records
 
     def crystals(self, role: str, ids: Sequence[str]) -> dict[str, Crystal]:
         """Return id → relaxed crystal of phases of a role's hull."""

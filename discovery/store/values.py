@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from discovery.crystal import Crystal
+from discovery.errors import EnergyScaleError
 from discovery.hull import Phase
 from discovery.store.tables import CandidateRow, EnergyScaleRow, EvaluationRow, PhaseRow
 from discovery.types import EnergyScale, Evaluation, Failure, FailureKind, Stability, Verdict
@@ -16,8 +17,24 @@ def scale_of(row: EnergyScaleRow) -> EnergyScale:
     return EnergyScale(row.code, row.version, row.functional, row.potentials, row.settings, row.corrections)
 
 
+def require_scale(phase_id: str, energy_scale_id: str, scale: EnergyScale) -> None:
+    """Refuse a phase that was stored with another energy scale than its hull's `scale`.
+
+    Raises
+    ------
+    EnergyScaleError
+        If it was, which no campaign does.
+    """
+    if energy_scale_id != scale.id:
+        raise EnergyScaleError(
+            f"phase {phase_id} is stored with the energy scale {energy_scale_id}, but its hull has {scale.id}; not "
+            "its campaign has changed the database: take a copy from before, or launch a new campaign"
+        )
+
+
 def phase_of(row: PhaseRow, scale: EnergyScale) -> Phase:
-    """Return the phase."""
+    """Return the phase, which has to be on `scale`."""
+    require_scale(row.id, row.energy_scale_id, scale)
     return Phase(
         id=row.id,
         composition=row.composition,
