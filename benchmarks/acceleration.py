@@ -6,6 +6,8 @@ decoys down. The database answers as reference oracle; a candidate that is not i
 nothing. Run as::
 
     python benchmarks/acceleration.py DATABASE.csv.gz [DATABASE.csv.gz ...] --work FOLDER
+
+The same command goes on where it was interrupted; the record holds the systems that are finished.
 """
 
 from __future__ import annotations
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--relax", action="store_true", help="screening relaxes: about a second for each crystal")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/acceleration.json"))
     args = parser.parse_args()
+    command = " ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
     results = {}
     for system in args.systems:
         print(system, warm(system, args.databases, args.work, args.workers, relax=args.relax), "crystals", flush=True)
@@ -125,8 +128,7 @@ def main() -> None:
         (args.work / system / "simulation.json").write_text(json.dumps(results[system].to_dict()))
         found = {arm: results[system].found(arm).mean(axis=0)[[2, 5, 10, 20]].tolist() for arm in results[system].arms}
         print(system, found, flush=True)
-    command = " ".join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
-    write_record(args.out, summarise(results), seed=0, command=command)
+        write_record(args.out, summarise(results), seed=0, command=command)
 
 
 if __name__ == "__main__":

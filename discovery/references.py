@@ -11,6 +11,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ AVOGADRO_CM3_TO_ANGSTROM3 = 1.0 / 0.602214076
 """Molar volume in cm³/mol → volume per atom in Å³."""
 
 FORMULA_COLUMNS = ("pretty_formula", "formula", "formula_pretty", "composition")
+_CIF_FORMULA = re.compile(r"^_chemical_formula_sum[ \t]+'?([A-Z][A-Za-z0-9. ]*)'?[ \t\r]*$", re.MULTILINE)
 PROPERTY_COLUMNS = {
     "formation_energy_per_atom": "formation_energy_per_atom",
     "e_above_hull": "e_above_hull",
@@ -511,11 +513,10 @@ def _within(
 
 
 def _row_elements(row: Mapping[str, str]) -> frozenset[str] | None:
-    """Elements of a row from its formula; None if no column tells."""
-    for column in FORMULA_COLUMNS:
-        if row.get(column):
-            return frozenset(element.symbol for element in Composition(row[column]).elements)
-    return None
+    """Elements of a row from its formula or that of its CIF, which cost less than its crystal; None if neither tells."""
+    formulas = (row[column] for column in FORMULA_COLUMNS if row.get(column))
+    formula = next(formulas, None) or next(iter(_CIF_FORMULA.findall(row["cif"] or "")), None)
+    return None if formula is None else frozenset(element.symbol for element in Composition(formula).elements)
 
 
 def _row_properties(row: Mapping[str, str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -94,30 +94,10 @@ class RecordedGenerator(WeightlessGenerator):
                 for crystal in self._known.get(Composition(counts).reduced_formula, ())
                 if n_atoms % len(crystal) == 0
             ]
-            self._pools[key] = known + self._decoys(dict(key))
+            self._pools[key] = known + list(_decoys(key, self.config.decoys, self.config.filler))
         if not self._pools[key]:
             raise InvalidInputError(f"{self.config.path} has no crystal of {Composition(counts).formula}")
         return self._pools[key]
-
-    def _decoys(self, counts: Mapping[str, int]) -> list[Crystal]:
-        if not self.config.decoys:
-            return []
-        seed = int.from_bytes(hashlib.sha256(repr(counts).encode()).digest()[:4])
-        target = Target(self.config.decoys, composition=counts)
-        crystals: list[Crystal] = []
-        for filler in self._fillers:
-            samples = filler.sample([target], seed=seed)
-            crystals += [sample.crystal for sample in samples if sample.crystal is not None]
-            if len(crystals) >= self.config.decoys:
-                break
-        return list(dict.fromkeys(crystals[: self.config.decoys]))
-
-    @cached_property
-    def _fillers(self) -> list[SubstitutionGenerator | RandomSearchGenerator]:
-        search = RandomSearchGenerator(RandomSearchGenerator.Config())
-        if self.config.filler == "random_search":
-            return [search]
-        return [SubstitutionGenerator(SubstitutionGenerator.Config()), search]
 
     @cached_property
     def _known(self) -> dict[str, list[Crystal]]:
@@ -129,6 +109,30 @@ class RecordedGenerator(WeightlessGenerator):
         if not known:
             raise InvalidInputError(f"{self.config.path} has no usable crystal; set generator.path")
         return dict(known)
+
+
+@cache
+def _decoys(counts: tuple[tuple[str, int], ...], n: int, filler: str) -> tuple[Crystal, ...]:
+    """Return at most `n` crystals of a cell; kept for all campaigns of the process, which get the same ones."""
+    if not n:
+        return ()
+    composition = dict(counts)
+    seed = int.from_bytes(hashlib.sha256(repr(composition).encode()).digest()[:4])
+    crystals: list[Crystal] = []
+    for generator in _fillers(filler):
+        samples = generator.sample([Target(n, composition=composition)], seed=seed)
+        crystals += [sample.crystal for sample in samples if sample.crystal is not None]
+        if len(crystals) >= n:
+            break
+    return tuple(dict.fromkeys(crystals[:n]))
+
+
+@cache
+def _fillers(name: str) -> tuple[SubstitutionGenerator | RandomSearchGenerator, ...]:
+    search = RandomSearchGenerator(RandomSearchGenerator.Config())
+    if name == "random_search":
+        return (search,)
+    return SubstitutionGenerator(SubstitutionGenerator.Config()), search
 
 
 def _elements(crystal: Crystal) -> frozenset[str]:

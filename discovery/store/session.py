@@ -10,11 +10,15 @@ from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 from discovery.store.tables import OfCampaign
 
 
+_OF_KEY = {"campaign_in_key": True}
+"""Marks statements that the key of a row restricts to the campaign."""
+
+
 class CampaignSession(Session):
     """A session bound to one campaign.
 
     Every ORM statement is restricted to its rows, whoever writes the statement; what is added is given its id; and
-    keys are given to :meth:`get` without the campaign's id.
+    keys are given to :meth:`get` without the campaign's id, which is part of the key then and no further restriction.
     """
 
     def __init__(self, engine: Engine, campaign_id: int) -> None:
@@ -23,17 +27,18 @@ class CampaignSession(Session):
 
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         """Return the row of this campaign with the key `ident`, or None; :meth:`get_one` comes here as well."""
-        return super().get(entity, self._key(entity, ident), **options)
-
-    def _key(self, entity: Any, ident: Any) -> Any:
         if inspect(entity).primary_key[0].name != "campaign_id":
-            return ident
-        return (self.campaign_id, *(ident if isinstance(ident, tuple) else (ident,)))
+            return super().get(entity, ident, **options)
+        key = (self.campaign_id, *(ident if isinstance(ident, tuple) else (ident,)))
+        options["execution_options"] = {**(options.get("execution_options") or {}), **_OF_KEY}
+        return super().get(entity, key, **options)
 
 
 @event.listens_for(CampaignSession, "do_orm_execute")
 def _restrict(state: ORMExecuteState) -> None:
     session = state.session
+    if state.execution_options.get("campaign_in_key"):
+        return
     if isinstance(session, CampaignSession) and not state.is_column_load and not state.is_relationship_load:
         campaign_id = session.campaign_id
         state.statement = state.statement.options(

@@ -289,7 +289,7 @@ class Store:
             writing = self.engine.execution_options(writing=True)
             with CampaignSession(writing, self.campaign_id) as session, session.begin():
                 if self._session_id is not None:
-                    session.get_one(SessionRow, self._session_id).heartbeat = self._clock()
+                    session.connection().execute(_HEARTBEAT, {"session": self._session_id, "now": self._clock()})
                 yield session
         except SQLAlchemyError as error:
             if (interrupt := _interrupt_behind(error)) is not None:
@@ -899,6 +899,7 @@ class Store:
 
 
 _CLAIM_TRIES = 10
+_HEARTBEAT = text("UPDATE sessions SET heartbeat = :now WHERE id = :session")
 _LOCK_IS_HELD = text(
     "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
     " WHERE datname = current_database() AND locktype = 'advisory' AND granted AND objsubid = 1"

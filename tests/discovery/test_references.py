@@ -171,6 +171,18 @@ def test_csv_without_formula_column_is_filtered_by_its_crystals(tmp_path, rows):
     path = write_csv(tmp_path / "known.csv", rows[:3], ("material_id", "cif"))
     assert [r.id for r in read_csv(path, ["Na", "Cl"]).crystals] == ["c"]
     assert [r.id for r in read_csv(path, max_atoms=2).crystals] == ["a", "c"]
+    rows[0]["cif"] = rows[0]["cif"].replace("_chemical_formula_sum", "_chemical_formula_other")
+    path = write_csv(tmp_path / "unnamed.csv", rows[:3], ("material_id", "cif"))
+    assert [r.id for r in read_csv(path, ["Mg", "O"]).crystals] == ["a", "b"]
+
+
+def test_crystals_of_other_elements_are_not_built(tmp_path, rows, monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        "discovery.references._crystal_from_cif", lambda text: built.append(text) or Crystal.from_atoms(bulk("Mg"))
+    )
+    read_csv(write_csv(tmp_path / "known.csv", rows[:3], ("material_id", "cif")), ["Na", "Cl", "Mg"])
+    assert built == [rows[2]["cif"]]
 
 
 def test_csv_source_adds_missing_elements_and_filters(tmp_path, rows, caplog):
