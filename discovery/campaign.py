@@ -534,7 +534,20 @@ class Campaign:
         self.store.select([(candidate.id, reason) for candidate, reason in chosen], reserve, index)
         for candidate, reason in chosen:
             self._event("selected", candidate=candidate.id, formula=candidate.crystal.formula, reason=reason)
+        if screened and allowed >= 1 and not chosen:
+            self._event("none_selected", selection=index, reason=self._none_worth(screened))
         return [candidate for candidate, _ in chosen], allowed
+
+    def _none_worth(self, screened: Sequence[Candidate]) -> str:
+        """Return that no candidate was worth a reference calculation to the agent, and how near the best came."""
+        nearest = min(screened, key=lambda candidate: (_distance(candidate), candidate.id))
+        energy = nearest.screening_decomposition_energy
+        place = "has no energy" if energy is None else f"lies {energy:+.3f} eV/atom from the screening hull"
+        return (
+            f"agent {self.config.agent.name} selected none of {len(screened)} screened candidates; the best, "
+            f"{nearest.id} ({nearest.crystal.formula}), {place}, and the agent's limits stand in config.yaml "
+            "under agent"
+        )
 
     def _screened(self) -> list[Candidate]:
         """Return what awaits selection, placed on the screening hull as it is now, sorted by id."""
@@ -703,6 +716,10 @@ class Campaign:
         if self.store.candidates({State.SAMPLED, State.COMPUTED}):
             self._gate()
             self._judge(newest_round)
+        budget, screened = self._budget(), self._screened()
+        wanted = self.config.campaign.reference_calls_per_round and budget.exhausted is None
+        if wanted and screened and not budget.spent["reference_calls"]:
+            reason += f"; {self._none_worth(screened)}"
         for candidate in self.store.candidates({State.ADMITTED, State.SCREENED, State.SELECTED}):
             self.store.pass_over(candidate.id, f"not selected: {reason}")
         self._end("finished", reason)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SECRET_NAMES = ("KEY", "TOKEN", "PASSWORD", "SECRET")
 _SHORTEST_SECRET = 6
 """Values of fewer characters are not looked for: they would blot out words that are no secrets."""
-_LEVELS = {"failed": logging.ERROR, "interrupted": logging.WARNING}
+_LEVELS = {"failed": logging.ERROR, "interrupted": logging.WARNING, "none_selected": logging.WARNING}
 """Events that are more than information; so is, as a warning, each that carries a failure."""
 _logger = logging.getLogger("discovery")
 

@@ -61,6 +61,8 @@ class ConsoleProgress:
                 f"  {values['candidate']}  {values['formula']}: {values['stability']}, {values['e_above_hull']:.3f} "
                 f"eV/atom above hull version {values['hull_version']} (stable up to {values['threshold']:g})"
             )
+        elif event == "none_selected":
+            self._say(f"  {values['reason']}")
         elif event == "learned":
             self._say(f"  the generator has learned: checkpoint {values['sha256'][:12]}")
         elif event == "hull":

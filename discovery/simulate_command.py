@@ -108,6 +108,33 @@ def show(result: "Simulation", baseline: str, shares: "Sequence[float]") -> None
             cells.append(cell)
         table.add_row(arm, *cells)
     console.print(table)
+    _show_calibration(result, console)
+
+
+def _show_calibration(result: "Simulation", console: Console) -> None:
+    """Print how probably stable candidates were said to be, and how many were: reliability, and score by selection."""
+    scored = {arm: found for arm in result.arms if (found := result.reliability(arm)).predictions}
+    if not scored:
+        return
+    table = Table(title="Probability, when a candidate was selected, that it would be stable, against what happened")
+    for column in ("arm", "candidates", "mean probability", "share stable"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, found in scored.items():
+        for index, one in enumerate(found.curve()):
+            table.add_row("" if index else arm, str(one.n), f"{one.probability:.2f}", f"{one.came_true:.2f}")
+        table.add_section()
+    console.print(table)
+    table = Table(title="Brier score by selection: 0 is perfect, the last row always predicts the share that came true")
+    table.add_column("selection")
+    for arm in scored:
+        table.add_column(arm, justify="right")
+    for selection in sorted({s for found in scored.values() for s in found.selections}):
+        scores = [f"{f.brier(selection):.3f}" if selection in f.selections else "–" for f in scored.values()]
+        table.add_row(str(selection), *scores)
+    table.add_section()
+    table.add_row("all", *(f"{found.brier():.3f}" for found in scored.values()))
+    table.add_row("share alone", *(f"{found.base_rate_brier():.3f}" for found in scored.values()))
+    console.print(table)
 
 
 def _times(estimate: "Estimate") -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from discovery import config as configuration
+from discovery.calibration import Prediction, Reliability, reliability
 from discovery.config import AgentChoice, CampaignConfig, GeneratorChoice, OracleChoice, compose, compose_choice
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, InvalidInputError, RunError
@@ -68,11 +69,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The reference calculations of one campaign in the order in which they were selected."""
+    """The reference calculations of one campaign in the order in which they were selected.
+
+    `predictions` are how probably stable each candidate was when it was selected, from what was known then.
+    """
 
     arm: str
     seed: int
     calls: tuple[Call, ...]
+    predictions: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,12 @@ class Simulation:
         ratios = _ratio(_resampled(ours), _resampled(theirs, seed=1))
         return Estimate(float(value), *_interval(ratios))
 
+    def reliability(self, arm: str) -> Reliability:
+        """Return what was predicted in all campaigns of `arm` against what happened."""
+        return Reliability(
+            tuple(one for trajectory in self.trajectories if trajectory.arm == arm for one in trajectory.predictions)
+        )
+
     def _calls(self, share: float) -> int:
         return max(1, round(share * self.budget))
 
@@ -239,7 +250,9 @@ class Simulation:
                 if baseline in self.arms and arm != baseline:
                     at["acceleration"] = self.acceleration(arm, baseline, share).to_dict()
                 at_shares[f"{share:g}"] = at
-            arms[arm] = {"seeds": len(found), "shares": at_shares}
+            scores = self.reliability(arm).to_dict()
+            del scores["predictions"]
+            arms[arm] = {"seeds": len(found), "shares": at_shares, "calibration": scores}
         return {
             "chemical_space": "-".join(self.elements),
             "budget": self.budget,
@@ -265,7 +278,12 @@ class Simulation:
             max_atoms=data["max_atoms"],
             phases=tuple(KnownPhase(**phase) for phase in data["phases"]),
             trajectories=tuple(
-                Trajectory(one["arm"], one["seed"], tuple(Call(**call) for call in one["calls"]))
+                Trajectory(
+                    one["arm"],
+                    one["seed"],
+                    tuple(Call(**call) for call in one["calls"]),
+                    tuple(Prediction(**prediction) for prediction in one.get("predictions", ())),
+                )
                 for one in data["trajectories"]
             ),
         )
@@ -601,7 +619,7 @@ def _read(arm: str, run: Path) -> _Outcome:
             and len(phase.composition) > 1
             and (energy := hull.formation_energy_per_atom(phase.composition, phase.energy_per_atom)) is not None
         )
-        return Trajectory(arm, store.campaign().seed, tuple(calls)), known
+        return Trajectory(arm, store.campaign().seed, tuple(calls), reliability(store).predictions), known
     finally:
         store.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from sqlalchemy import Engine, event
 
 from discovery.campaign import Campaign, CampaignInterruptedError
 from discovery.errors import RunError
+from discovery.log import EventLog
 from discovery.protocols import CampaignView
 from discovery.status import read_status
 from discovery.store import Store
@@ -211,6 +213,26 @@ def test_the_budget_is_never_overspent(tmp_path: Path, budget: dict[str, float],
     assert status.budget.spent["reference_calls"] == calls
     assert status.funnel["in_flight"] == 0
     assert not status.budget.reserved
+
+
+def test_a_campaign_in_which_nothing_is_worth_computing_says_so(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", agent={"max_decomposition_energy": -10.0})
+    with EventLog(tmp_path / "campaign.log", config.name, config.log) as log, Campaign.launch(config, log) as campaign:
+        campaign.run()
+        best = min(
+            candidate.screening_decomposition_energy
+            for candidate in campaign.store.candidates({State.PASSED_OVER})
+            if candidate.screening_decomposition_energy is not None
+        )
+    lines = [json.loads(line) for line in (tmp_path / "campaign.log").read_text().splitlines()]
+    said = [line for line in lines if line["event"] == "none_selected"]
+    assert [line["selection"] for line in said] == list(range(config.campaign.rounds))
+    assert all(line["level"] == "warning" for line in said)
+    status = read_status(config.run_dir)
+    assert status.message == f"all rounds are done; {said[-1]['reason']}"
+    assert f"lies {best:+.3f} eV/atom from the screening hull" in status.message
+    assert status.budget.spent["reference_calls"] == 0
+    assert status.funnel["in_flight"] == 0
 
 
 def test_an_element_without_energy_is_fatal_and_named(tmp_path: Path) -> None:

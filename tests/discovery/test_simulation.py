@@ -8,6 +8,7 @@ from ase.build import bulk
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
+from discovery.calibration import Prediction
 from discovery.cli import app
 from discovery.errors import ConfigError, InvalidInputError
 from discovery.simulation import (
@@ -81,9 +82,22 @@ def test_acceleration_is_the_ratio_of_means_with_an_interval():
     assert nothing.acceleration("good", "bad", 1.0).to_dict() == {"value": None, "low": None, "high": None}
 
 
+def test_predictions_of_all_seeds_are_scored_together():
+    said = [Prediction("c0", "Li2O", 0, 0.8, stable=True), Prediction("c1", "LiO3", 1, 0.4, stable=False)]
+    result = made([Trajectory("a", seed, (), (said[seed],)) for seed in (0, 1)] + [Trajectory("b", 0, ())])
+    scores = result.summary("b")["arms"]["a"]["calibration"]
+    assert scores["brier"] == pytest.approx((0.2**2 + 0.4**2) / 2)
+    assert [(one["selection"], one["n"]) for one in scores["selections"]] == [(0, 1), (1, 1)]
+    assert result.summary("b")["arms"]["b"]["calibration"]["brier"] is None
+
+
 def test_json_round_trip():
-    result = made([Trajectory("a", 0, (call({"Li": 2, "O": 1}, -2.0), call({"Li": 2, "O": 1}, None)))])
+    calls = (call({"Li": 2, "O": 1}, -2.0), call({"Li": 2, "O": 1}, None))
+    result = made([Trajectory("a", 0, calls, (Prediction("c0", "Li2O", 0, 0.7, stable=True),))])
     assert Simulation.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    older = json.loads(json.dumps(result.to_dict()))
+    del older["trajectories"][0]["predictions"]
+    assert Simulation.from_dict(older).reliability("a").predictions == ()
     with pytest.raises(InvalidInputError, match="format"):
         Simulation.from_dict({"format": "other"})
 
@@ -119,16 +133,17 @@ def test_total_energies_become_formation_energies(tmp_path):
 
 
 def test_a_simulated_campaign_is_the_campaign_itself(tmp_path):
-    config = small_config(tmp_path / "real", seed=3, rounds=1, targets_per_round=1)
+    config = small_config(tmp_path / "real", seed=0, rounds=1, targets_per_round=1)
     real = outcome(run(config))
-    result = simulate({"greedy": config}, [3], tmp_path / "simulated")
-    assert outcome(tmp_path / "simulated" / "greedy" / "003") == real
+    result = simulate({"greedy": config}, [0], tmp_path / "simulated")
+    assert outcome(tmp_path / "simulated" / "greedy" / "000") == real
+    assert len(result.trajectories[0].calls) == len(result.reliability("greedy").predictions) > 0
     energies = [call.formation_energy_per_atom for call in result.trajectories[0].calls]
     verdicts = [candidate[-1] for candidate in real["candidates"] if candidate[-1] is not None]
     assert sorted(energies) == sorted(verdict.formation_energy_per_atom for verdict in verdicts)
-    finished = (tmp_path / "simulated" / "greedy" / "003" / "campaign.sqlite").stat().st_mtime_ns
-    assert simulate({"greedy": config}, [3], tmp_path / "simulated") == result
-    assert (tmp_path / "simulated" / "greedy" / "003" / "campaign.sqlite").stat().st_mtime_ns == finished
+    finished = (tmp_path / "simulated" / "greedy" / "000" / "campaign.sqlite").stat().st_mtime_ns
+    assert simulate({"greedy": config}, [0], tmp_path / "simulated") == result
+    assert (tmp_path / "simulated" / "greedy" / "000" / "campaign.sqlite").stat().st_mtime_ns == finished
 
 
 def test_arms_at_unequal_budget_are_not_compared(tmp_path):
@@ -178,6 +193,10 @@ def test_the_command_replays_a_database(cu_au, tmp_path):
     assert max(stored.found(arm)[0, -1] for arm in stored.arms) >= 1
     shown = CliRunner().invoke(app, command)
     assert "times as many as the baseline" in shown.output
+    for arm in stored.arms:
+        score = summary["arms"][arm]["calibration"]["brier"]
+        assert score == pytest.approx(stored.reliability(arm).brier())
+        assert f"{score:.3f}" in shown.output.partition("Brier score by selection")[2]
 
 
 @pytest.mark.slow
@@ -226,9 +245,7 @@ def test_one_switch_runs_the_control_arms_beside_a_campaign(tmp_path):
 
 
 def test_finished_campaigns_are_compared_by_what_they_computed(tmp_path):
-    run_dir = run(small_config(tmp_path / "run", seed=3, rounds=1, targets_per_round=1))
-    alone = collect([("campaign", run_dir)])
-    simulated = simulate(
-        {"campaign": small_config(tmp_path, seed=3, rounds=1, targets_per_round=1)}, [3], tmp_path / "s"
-    )
-    assert alone == simulated
+    config = small_config(tmp_path, seed=0, rounds=1, targets_per_round=1)
+    simulated = simulate({"campaign": config}, [0], tmp_path / "runs")
+    assert simulated.trajectories[0].calls
+    assert collect([("campaign", tmp_path / "runs" / "campaign" / "000")]) == simulated
