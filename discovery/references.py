@@ -513,7 +513,7 @@ def _within(
 
 
 def _row_elements(row: Mapping[str, str]) -> frozenset[str] | None:
-    """Elements of a row from its formula or that of its CIF, which cost less than its crystal; None if neither tells."""
+    """Elements of a row from its formula or its CIF's, which cost less than the crystal; None if neither tells."""
     formulas = (row[column] for column in FORMULA_COLUMNS if row.get(column))
     formula = next(formulas, None) or next(iter(_CIF_FORMULA.findall(row["cif"] or "")), None)
     return None if formula is None else frozenset(element.symbol for element in Composition(formula).elements)

@@ -9,7 +9,6 @@ from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
 
 from discovery.store.tables import OfCampaign
 
-
 _OF_KEY = {"campaign_in_key": True}
 """Marks statements that the key of a row restricts to the campaign."""
 
