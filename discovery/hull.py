@@ -308,8 +308,7 @@ class Hull:
                 f"phase {phase_id!r} cannot be judged: the hull has no phase of the element(s) {', '.join(missing)}; "
                 "add them as reference phases"
             )
-        own = {phase_id, *self._duplicates(phase)}
-        outside = self.decompose(phase.composition, phase.energy_per_atom, exclude=own) or inside
+        outside = self._without_structure(phase) or inside
         if inside.e_above_hull <= threshold:
             stability = Stability.STABLE
         elif inside.e_above_hull <= metastable_threshold:
@@ -328,18 +327,22 @@ class Hull:
             hull_version=self.version,
         )
 
-    def _duplicates(self, phase: Phase) -> set[str]:
-        if phase.crystal is None:
-            return set()
+    def _without_structure(self, phase: Phase) -> Decomposition | None:
+        """Compare `phase` with the hull without it and without other phases of its structure; None as `decompose`.
+
+        Phases above the hull do not move it, so that only those of the same composition that lie on it are compared.
+        """
+        left_out = {phase.id}
         matcher = Matcher()
-        return {
-            other.id
-            for other in self.phases
-            if other.id != phase.id
-            and other.crystal is not None
-            and other.formula == phase.formula
-            and matcher.find(phase.crystal, {other.id: other.crystal}) is not None
-        }
+        polymorphs = [other for other in self._systems[frozenset(phase.composition)].phases if other.id != phase.id]
+        while True:
+            outside = self.decompose(phase.composition, phase.energy_per_atom, exclude=left_out)
+            if outside is None or phase.formula not in outside.products:
+                return outside
+            lowest = next(other for other in polymorphs if other.id not in left_out and other.formula == phase.formula)
+            if phase.crystal is None or lowest.crystal is None or not matcher.same(phase.crystal, lowest.crystal):
+                return outside
+            left_out.add(lowest.id)
 
     def _region(self, elements: ChemicalSystem, left_out: frozenset[str]) -> _Region:
         """Hull over the space of `elements` without the phases `left_out`; built once."""
