@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from agents.budget import affordable_calls
 from agents.compositions import Stoichiometry, stoichiometries
+from agents.learning import LearningRule
 from agents.surrogate import Observation, Surrogate
 from discovery.calibration import Calibration, hull_energy
 from discovery.protocols import CampaignView, PluginConfig
@@ -63,9 +64,8 @@ class BayesianAgent:
             description="What is spent wisely: calculations, or core-hours as recorded by number of atoms. Recorded "
             "times differ from run to run, and with core_hours decisions do.",
         )
-        lessons: int = Field(2, ge=1, description="Crystals not yet learned from that are worth a training.")
-        patience: int = Field(
-            4, ge=1, description="Verdicts without a new phase on the hull after which fewer crystals are enough."
+        learn: LearningRule = Field(
+            LearningRule(crystals=2, idle_verdicts=4), description="When the generator learns; one condition is enough."
         )
 
     def __init__(self, config: Config) -> None:
@@ -139,9 +139,9 @@ class BayesianAgent:
             left[formula] *= 1 - probability
         return chosen
 
-    def is_time_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> bool:
-        """Whether there are enough new crystals, or the search has come to a halt and any may help."""
-        return len(lessons) >= self.config.lessons or view.since_learning.idle_verdicts >= self.config.patience
+    def reason_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> str | None:
+        """Return why the generator should learn now; by default enough is new, or the search has come to a halt."""
+        return self.config.learn.reason(view, lessons)
 
 
 def calibrated(view: CampaignView) -> Calibration:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, cached_property
 from itertools import combinations, product
 
 import numpy as np
@@ -39,7 +39,7 @@ class Stoichiometry:
     chemistry: Chemistry
     oxidation_states: tuple[tuple[str, float], ...]
 
-    @property
+    @cached_property
     def formula(self) -> str:
         """Reduced formula as pymatgen writes it, for example ``Mg2Si``."""
         return Composition(dict(self.counts)).reduced_formula

@@ -14,10 +14,10 @@ from pymatgen.core import Element
 
 from agents.budget import affordable_calls
 from agents.compositions import Chemistry, Stoichiometry, atomic_fractions, stoichiometries
+from agents.learning import LearningRule
 from discovery.crystal import Crystal
-from discovery.matching import Matcher
 from discovery.protocols import CampaignView, PluginConfig
-from discovery.types import Budget, Candidate, State, Target
+from discovery.types import Budget, Candidate, LabelledCrystal, Target
 
 PRIOR = {Chemistry.CHARGE_BALANCED: 0.0, Chemistry.MIXED_VALENCE: 0.05, Chemistry.SIMPLE_RATIO: 0.1}
 """eV/atom expected above the hull before anything is known."""
@@ -38,8 +38,6 @@ ANALOGY = 0.4
 """Weight of a result for the composition in which elements of one group are exchanged: what holds for Mg2Ge says
 something about Mg2Si."""
 
-SELECTED_STATES = (State.SELECTED, State.COMPUTED, State.JUDGED, State.LEARNED)
-
 
 class GreedyAgent:
     """Asks for charge-balanced compositions first and turns to those near which low energies were found.
@@ -47,7 +45,7 @@ class GreedyAgent:
     Each composition has an estimate of the decomposition energy it can reach: a mean of a chemical prior and of the
     lowest screening energies found so far, weighted by distance in composition; a result also counts, with less weight,
     for the composition in which elements of one group are exchanged. Repetition is damped. Of what was
-    screened, the best of each composition is computed first, then further polymorphs; known structures are not.
+    screened, the best of each composition is computed first, then further polymorphs.
     """
 
     class Config(PluginConfig):
@@ -68,6 +66,7 @@ class GreedyAgent:
         max_sample_sets: int = Field(
             4, ge=1, description="Sets of samples after which a cell is left alone; one for a known stable phase"
         )
+        learn: LearningRule = Field(LearningRule(), description="When the generator learns; one condition is enough.")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -85,31 +84,24 @@ class GreedyAgent:
             targets.append(Target(view.samples_per_target, composition=cell, reason=best.reason))
         return targets
 
-    def select(self, view: CampaignView, screened: Sequence[Candidate], budget: Budget) -> list[tuple[Candidate, str]]:
+    def select(
+        self,
+        view: CampaignView,  # noqa: ARG002
+        screened: Sequence[Candidate],
+        budget: Budget,
+    ) -> list[tuple[Candidate, str]]:
         """Return candidates near or below the screening hull: best of each formula first, then further polymorphs."""
         promising = sorted(
             (candidate for candidate in screened if _energy(candidate) <= self.config.max_decomposition_energy),
             key=lambda candidate: (_energy(candidate), candidate.id),
         )
-        matcher = Matcher()
-        known = {
-            phase.id: phase.crystal
-            for phase in view.screening_hull.phases
-            if phase.origin == "reference" and phase.crystal is not None
-        }
-        known |= {
-            candidate.id: _relaxed(candidate) for candidate in view.candidates if candidate.state in SELECTED_STATES
-        }
         chosen: list[tuple[int, Candidate]] = []
         structures: Counter[str] = Counter()
         for candidate in promising:
-            crystal = _relaxed(candidate)
-            formula = crystal.formula
-            if structures[formula] == self.config.max_polymorphs or matcher.find(crystal, known) is not None:
-                continue
-            known[candidate.id] = crystal
-            structures[formula] += 1
-            chosen.append((structures[formula], candidate))
+            formula = candidate.crystal.formula
+            if structures[formula] < self.config.max_polymorphs:
+                structures[formula] += 1
+                chosen.append((structures[formula], candidate))
         chosen.sort(key=lambda item: item[0])
         return [
             (
@@ -119,6 +111,10 @@ class GreedyAgent:
             )
             for rank, candidate in chosen[: affordable_calls(budget)]
         ]
+
+    def reason_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> str | None:
+        """Return why the generator should learn now; by default whatever is new is a reason."""
+        return self.config.learn.reason(view, lessons)
 
     def _ranked(self, view: CampaignView) -> list[_Option]:
         space = stoichiometries(view.elements, view.max_atoms)
@@ -218,8 +214,3 @@ def _cell_key(crystal: Crystal) -> frozenset[tuple[str, int]]:
 def _energy(candidate: Candidate) -> float:
     energy = candidate.screening_decomposition_energy
     return math.inf if energy is None or not math.isfinite(energy) else energy
-
-
-def _relaxed(candidate: Candidate) -> Crystal:
-    screening = candidate.screening
-    return candidate.crystal if screening is None or screening.crystal is None else screening.crystal

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from pydantic import Field
 
 from agents.budget import affordable_calls
 from agents.compositions import stoichiometries
+from agents.learning import LearningRule
 from discovery.protocols import CampaignView, PluginConfig
-from discovery.types import Budget, Candidate, Target
+from discovery.types import Budget, Candidate, LabelledCrystal, Target
 
 
 class RandomAgent:
     """Asks for uniformly drawn cells and computes uniformly drawn candidates."""
 
     class Config(PluginConfig):
-        """The random agent has no options."""
+        """Options of the random agent."""
+
+        learn: LearningRule = Field(LearningRule(), description="When the generator learns; one condition is enough.")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -36,3 +40,7 @@ class RandomAgent:
         """Return candidates in random order, as many as the budget allows."""
         drawn = np.random.default_rng(view.seed).permutation(len(screened))[: affordable_calls(budget)]
         return [(screened[index], f"drawn uniformly from {len(screened)} candidates") for index in drawn]
+
+    def reason_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> str | None:
+        """Return why the generator should learn now; by default whatever is new is a reason."""
+        return self.config.learn.reason(view, lessons)

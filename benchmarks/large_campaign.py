@@ -43,6 +43,8 @@ SAMPLES_PER_TARGET = 20
 START = 1_760_000_000.0
 SECONDS_PER_CANDIDATE = 0.8
 BATCH = 5_000
+MAX_WAITING = 100
+"""Screened candidates that wait for selection; the engine limits them as well (``campaign.max_screened``)."""
 
 THRESHOLD, METASTABLE = 0.001, 0.1
 
@@ -51,17 +53,16 @@ class PairModel:
     """Energies in eV/atom that depend on composition, with structure as noise."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
         pair = rng.normal(-0.4, 0.3, (len(ELEMENTS), len(ELEMENTS)))
         self._pair = (pair + pair.T) / 2
         np.fill_diagonal(self._pair, 0.0)
 
-    def energies(self, counts: np.ndarray) -> tuple[float, float]:
+    def energies(self, counts: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
         """Return screening and reference energy of a cell in eV."""
         fractions = counts / counts.sum()
-        bond = float(fractions @ self._pair @ fractions) + self._rng.exponential(0.08) * (np.count_nonzero(counts) > 1)
+        bond = float(fractions @ self._pair @ fractions) + rng.exponential(0.08) * (np.count_nonzero(counts) > 1)
         n_atoms = int(counts.sum())
-        return (bond - 3.0 + self._rng.normal(0.0, 0.02)) * n_atoms, (bond - 4.0) * n_atoms
+        return (bond - 3.0 + rng.normal(0.0, 0.02) * (np.count_nonzero(counts) > 1)) * n_atoms, (bond - 4.0) * n_atoms
 
 
 def crystal_of(counts: np.ndarray, rng: np.random.Generator) -> Crystal:
@@ -70,16 +71,16 @@ def crystal_of(counts: np.ndarray, rng: np.random.Generator) -> Crystal:
     return Crystal(np.eye(3) * (15.0 * len(numbers)) ** (1 / 3), rng.random((len(numbers), 3)), numbers)
 
 
-def make(folder: RunFolder, n_candidates: int, seed: int) -> None:
-    """Write the run folder."""
-    rng = np.random.default_rng(seed)
-    config = _config(folder)
+def make(config: CampaignConfig, n_candidates: int) -> None:
+    """Write the run folder of a campaign that was interrupted after so many candidates."""
+    rng = np.random.default_rng(config.seed)
+    folder = RunFolder(config.run_dir)
     folder.create()
     config.save(folder.config)
     store = Store.create(
         sqlite_url(folder.database),
         name=config.name,
-        seed=seed,
+        seed=config.seed,
         config=config.model_dump(mode="json"),
         config_hash=config.config_hash,
     )
@@ -110,12 +111,14 @@ def make(folder: RunFolder, n_candidates: int, seed: int) -> None:
     store.close()
 
 
-def _config(folder: RunFolder) -> CampaignConfig:
+def config_of(run_dir: Path, seed: int) -> CampaignConfig:
+    """Return the configuration of a campaign that could have come so far."""
     emt = {"name": "emt"}
     return CampaignConfig.model_validate(
         {
             "name": "large",
-            "run_dir": folder.path,
+            "seed": seed,
+            "run_dir": run_dir,
             "campaign": {
                 "chemical_space": "-".join(ELEMENTS),
                 "rounds": ROUNDS,
@@ -151,6 +154,7 @@ class _Rows:
         self._rng = rng
         self._per_round = max(1, n_candidates // ROUNDS // SAMPLES_PER_TARGET)
         self._time = START
+        self._waiting = 0
         self.hulls: dict[str, Hull] = {}
 
     def targets(self) -> Iterator[list[TargetRecord]]:
@@ -176,11 +180,14 @@ class _Rows:
 
     def _candidate(self, id: str, round: int, target: str, sample: int, counts: np.ndarray) -> Iterator[Base]:
         crystal = crystal_of(counts, self._rng)
-        screening, reference = self._model.energies(counts)
+        screening, reference = self._model.energies(counts, self._rng)
         composition = crystal.composition.get_el_amt_dict()
         fate = self._rng.choice(
             ["rejected", "failed", "passed over", "waiting", "judged"], p=[0.25, 0.03, 0.66, 0.03, 0.03]
         )
+        self._waiting += fate == "waiting"
+        if fate == "waiting" and self._waiting > MAX_WAITING:
+            fate = "passed over"
         path = {
             "rejected": [State.SAMPLED, State.REJECTED],
             "failed": [State.SAMPLED, State.ADMITTED, State.FAILED],
@@ -298,7 +305,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    make(RunFolder(arguments.folder), arguments.candidates, arguments.seed)
+    make(config_of(arguments.folder, arguments.seed), arguments.candidates)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,16 @@ import shutil
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from discovery import config as configuration
+from discovery.candidates import Candidates, LazyCandidates
 from discovery.config import CampaignConfig, ExecutorConfig
 from discovery.control import Inbox, Request
 from discovery.crystal import Crystal
@@ -106,6 +107,7 @@ class Campaign:
         self.store = store
         self._observe = observe
         self._matcher = Matcher()
+        self._candidates = Candidates(store)
         self._agent: Agent = config.agent.create()
         self._executor: Executor
         self._inbox: Inbox
@@ -225,9 +227,12 @@ class Campaign:
         versions = [version for version in self.store.hull_versions("reference") if version.round is not None]
         successes = [index for index, version in enumerate(versions) if set(version.added) & set(version.stable)]
         self._last_success = max((versions[index].round or 0 for index in successes), default=-1)
-        learned = max((record.round for record in self.store.checkpoints() if record.round is not None), default=-1)
+        learned_from = max((record.hull_version or 0 for record in self.store.checkpoints()), default=0)
+        self._last_learning = max(
+            (version.round or 0 for version in versions if version.version <= learned_from), default=-1
+        )
         self._since_learning = SinceLearning(
-            verdicts=sum(version.round > learned for version in versions if version.round is not None),
+            verdicts=sum(version.version > learned_from for version in versions),
             idle_verdicts=len(versions) - 1 - max(successes, default=-1),
         )
         self._learned_at = time.monotonic()
@@ -235,7 +240,7 @@ class Campaign:
     def _go_through_rounds(self) -> str:
         """Take one step after the other, each with all that the one before has brought; return why it ended."""
         for round in range(self.config.campaign.rounds):
-            if (round, "learned") in self.store.steps():
+            if self.store.is_done(round, "learned"):
                 continue
             if not self._propose(round):
                 return "nothing is left to propose"
@@ -272,17 +277,15 @@ class Campaign:
 
     def _take_up(self) -> None:
         """Queue what an earlier driver has left."""
-        sampled = self.store.sampled_targets()
-        for record in self.store.targets():
-            if record.id not in sampled:
-                self._flow.sampling += 1
-                self._executor.submit(SampleJob(record.id, record.target, record.seed))
-        for candidate in self.store.candidates({State.ADMITTED}):
+        for record in self.store.unsampled_targets():
+            self._flow.sampling += 1
+            self._executor.submit(SampleJob(record.id, record.target, record.seed))
+        for candidate in self._candidates.of(State.ADMITTED):
             self._flow.screening += 1
             self._submit(candidate.id, "screening", candidate.crystal)
         self._flow.screening += self._gate()
-        self._flow.fresh = len(self.store.candidates({State.SCREENED}))
-        for candidate in self.store.candidates({State.SELECTED}):
+        self._flow.fresh = self._candidates.count(State.SCREENED)
+        for candidate in self._candidates.of(State.SELECTED):
             self._flow.reference += 1
             self._submit(candidate.id, "reference", _relaxed(candidate))
         self._judge(max(0, self._proposals - 1))
@@ -330,9 +333,9 @@ class Campaign:
             self._judge(round)
             self._ending = self._enough(round)
             lessons = [] if self._learning else self._lessons()
-            if self._is_time_to_learn(round, lessons):
+            if reason := self._reason_to_learn(round, lessons):
                 self._learning = True
-                self._begin_learning(self._trainings, lessons)
+                self._begin_learning(self._trainings, round, lessons, reason)
 
     def _prepare(self) -> None:
         """Check the energy scales against those of earlier drivers, and load the newest weights."""
@@ -370,8 +373,18 @@ class Campaign:
             "screening": self.store.hull("screening"),
             "reference": self.store.hull("reference"),
         }
-        gated = self.store.crystals(set(State) - {State.SAMPLED, State.REJECTED})
-        self._gated = CrystalIndex(self._matcher, gated)
+        gated = self._candidates.of(*set(State) - {State.SAMPLED, State.REJECTED})
+        self._gated = CrystalIndex(self._matcher, {candidate.id: candidate.crystal for candidate in gated})
+        phases = self._hulls["screening"].phases
+        self._phases = CrystalIndex(
+            self._matcher, {phase.id: phase.crystal for phase in phases if phase.crystal is not None}
+        )
+        self._met = _Met(set(), set(), CrystalIndex(self._matcher))
+        self._unlearned = {
+            candidate.id
+            for candidate in self._candidates.of(State.JUDGED)
+            if candidate.verdict is not None and candidate.verdict.stability is not Stability.UNSTABLE
+        }
 
     def _evaluate_reference_phases(
         self, role: Role, references: Sequence[ReferenceRecord], relaxed: Mapping[str, Evaluation]
@@ -437,7 +450,7 @@ class Campaign:
 
     def _propose(self, round: int) -> bool:
         """Ask the agent for the round's targets; False if there is nothing left to propose."""
-        if (round, "proposed") not in self.store.steps():
+        if not self.store.is_done(round, "proposed"):
             for reason in (self._exhausted(), self._enough(round)):
                 if reason is not None:
                     raise _EndedError(reason)
@@ -454,14 +467,12 @@ class Campaign:
 
     def _sample_and_screen(self, round: int) -> None:
         """Sample all targets and screen what passes the gate; screening of one target overlaps sampling of the next."""
-        if (round, "screened") in self.store.steps():
+        if self.store.is_done(round, "screened"):
             return
         started = time.monotonic()
-        sampled = self.store.sampled_targets()
-        waiting = [record for record in self.store.targets(round) if record.id not in sampled]
-        for record in waiting:
+        for record in self.store.unsampled_targets(round):
             self._executor.submit(SampleJob(record.id, record.target, record.seed))
-        for candidate in self.store.candidates({State.ADMITTED}):
+        for candidate in self._candidates.of(State.ADMITTED):
             self._submit(candidate.id, "screening", candidate.crystal)
         self._gate()
         for done in self._results():
@@ -481,7 +492,7 @@ class Campaign:
     def _gate(self) -> int:
         """Admit valid and new samples to screening, in the order of their ids; return how many."""
         admitted = 0
-        for candidate in self.store.candidates({State.SAMPLED}):
+        for candidate in self._candidates.of(State.SAMPLED):
             cause = _off_target(candidate) or self._invalid(candidate.crystal) or self._seen(candidate.crystal)
             if cause is not None:
                 self.store.reject(candidate.id, cause)
@@ -517,7 +528,7 @@ class Campaign:
 
     def _select(self, round: int) -> None:
         """Let the agent choose among all screened candidates, earlier rounds' too, but for duplicates."""
-        if (round, "selected") not in self.store.steps():
+        if not self.store.is_done(round, "selected"):
             self._ask_for_selection(round, self.config.campaign.reference_calls_per_round)
 
     def _ask_for_selection(self, index: int, wanted: int) -> tuple[list[Candidate], int]:
@@ -552,7 +563,7 @@ class Campaign:
     def _screened(self) -> list[Candidate]:
         """Return what awaits selection, placed on the screening hull as it is now, sorted by id."""
         screened = []
-        for candidate in self.store.candidates({State.SCREENED}):
+        for candidate in self._candidates.of(State.SCREENED):
             if candidate.screening is not None:
                 formation, decomposition = _place(self._hulls["screening"], candidate.screening)
                 candidate = replace(
@@ -564,24 +575,34 @@ class Campaign:
         return screened
 
     def _pass_over_duplicates(self, screened: Sequence[Candidate]) -> list[Candidate]:
-        """Pass over candidates that relaxed into a known phase, a computed candidate or a better candidate."""
-        known = CrystalIndex(
-            self._matcher,
-            {phase.id: phase.crystal for phase in self._hulls["screening"].phases if phase.crystal is not None},
-        )
-        for candidate in self.store.candidates({State.FAILED, State.SELECTED, State.COMPUTED}):
-            if candidate.screening is not None and candidate.screening.crystal is not None:
-                known.add(candidate.id, candidate.screening.crystal)
+        """Pass over candidates that relaxed into a known phase, a computed candidate or a better candidate.
+
+        Those that waited already when this was last done meet only what is new since, which gives the same.
+        """
+        computed = {
+            candidate.id: candidate.screening.crystal
+            for candidate in self._candidates.of(State.FAILED, State.SELECTED, State.COMPUTED)
+            if candidate.screening is not None and candidate.screening.crystal is not None
+        }
+        new = {id_: crystal for id_, crystal in computed.items() if id_ not in self._met.computed}
+        better, newcomers = CrystalIndex(self._matcher), CrystalIndex(self._matcher)
+        for_newcomers = (self._phases, CrystalIndex(self._matcher, computed), better)
+        for_others = (self._met.new_phases, CrystalIndex(self._matcher, new), newcomers)
         kept = []
         for candidate in sorted(screened, key=_screening_energy):
             crystal = _relaxed(candidate)
-            duplicate = known.find(crystal)
+            waited = candidate.id in self._met.waiting
+            known = for_others if waited else for_newcomers
+            duplicate = next((id_ for index in known if (id_ := index.find(crystal)) is not None), None)
             if duplicate is None:
-                known.add(candidate.id, crystal)
+                better.add(candidate.id, crystal)
+                if not waited:
+                    newcomers.add(candidate.id, crystal)
                 kept.append(candidate)
             else:
                 self.store.pass_over(candidate.id, f"duplicate of {duplicate}")
                 self._event("passed_over", candidate=candidate.id, cause=f"duplicate of {duplicate}")
+        self._met = _Met({candidate.id for candidate in kept}, computed.keys(), CrystalIndex(self._matcher))
         return sorted(kept, key=lambda candidate: candidate.id)
 
     def _pass_over_surplus(self, screened: Sequence[Candidate]) -> list[Candidate]:
@@ -612,10 +633,10 @@ class Campaign:
 
     def _compute(self, round: int) -> None:
         """Compute the selected candidates with the reference oracle, from the crystals that screening has relaxed."""
-        if (round, "computed") in self.store.steps():
+        if self.store.is_done(round, "computed"):
             return
         started = time.monotonic()
-        for candidate in self.store.candidates({State.SELECTED}):
+        for candidate in self._candidates.of(State.SELECTED):
             self._submit(candidate.id, "reference", _relaxed(candidate))
         for done in self._results():
             if isinstance(done, Evaluated):
@@ -630,7 +651,7 @@ class Campaign:
     def _judge(self, round: int) -> None:
         """Add what was computed to both hulls, one candidate after the other, and give the verdicts."""
         search = self.config.campaign
-        for candidate in self.store.candidates({State.COMPUTED}):
+        for candidate in self._candidates.of(State.COMPUTED):
             grown: list[tuple[Role, Hull, Phase]] = []
             for role, evaluation in zip(ROLES, (candidate.screening, candidate.reference), strict=True):
                 if evaluation is None:
@@ -641,6 +662,10 @@ class Campaign:
             verdict = hulls["reference"].judge(candidate.id, search.stable_threshold, search.metastable_threshold)
             self.store.judge(candidate.id, verdict, grown, round)
             self._hulls = hulls
+            if verdict.stability is not Stability.UNSTABLE:
+                self._unlearned.add(candidate.id)
+            for index in (self._phases, self._met.new_phases):
+                index.add(candidate.id, _relaxed(candidate))
             on_hull = any(phase.id == candidate.id for phase in hulls["reference"].stable_phases)
             self._since_learning = self._since_learning.with_verdict(on_hull=on_hull)
             if on_hull:
@@ -659,29 +684,29 @@ class Campaign:
     def _learn(self, round: int) -> None:
         """Train the generator on what is stable or metastable on the hull as it is now and was not learned before."""
         lessons = self._lessons()
-        if not self._is_time_to_learn(round, lessons):
+        reason = self._reason_to_learn(round, lessons)
+        if not reason:
             self.store.learn(round, None, [], 0.0)
             return
-        self._begin_learning(round, lessons)
+        self._begin_learning(round, round, lessons, reason)
         for done in self._results():
             if isinstance(done, Learned):
                 self._finish_learning(round, done)
 
-    def _is_time_to_learn(self, round: int, lessons: Sequence[LabelledCrystal]) -> bool:
+    def _reason_to_learn(self, round: int, lessons: Sequence[LabelledCrystal]) -> str | None:
         """Ask the agent, if it decides when to learn and there is enough to learn from."""
-        search = self.config.campaign
-        if not search.learn or len(lessons) < search.min_new_crystals:
-            return False
+        if len(lessons) < self.config.campaign.min_new_crystals:
+            return None
         if not isinstance(self._agent, LearningAgent):
-            return True
-        return self._agent.is_time_to_learn(self._view(round, "learn"), lessons)
+            return f"{len(lessons)} new crystals"
+        return self._agent.reason_to_learn(self._view(round, "learn"), lessons)
 
-    def _begin_learning(self, index: int, lessons: Sequence[LabelledCrystal]) -> None:
+    def _begin_learning(self, index: int, round: int, lessons: Sequence[LabelledCrystal], reason: str) -> None:
         folder = self.folder.checkpoint(index)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self._event("learning", round=index, crystals=[crystal.id for crystal in lessons])
-        self._learning_since = time.monotonic()
+        self._event("learning", round=index, crystals=[crystal.id for crystal in lessons], reason=reason)
+        self._training = _Training(reason, round, self._hulls["reference"].version, time.monotonic())
         self._executor.submit(LearnJob(f"learning {index}", tuple(lessons), self._seed("learn", index), folder))
 
     def _finish_learning(self, index: int, done: Learned) -> None:
@@ -693,16 +718,37 @@ class Campaign:
                 learned = [crystal.id for crystal in done.job.crystals]
                 self._weights = checkpoint.sha256
             self._event("learned", round=index, sha256=checkpoint.sha256, metrics=dict(checkpoint.metrics))
-        self.store.learn(index, checkpoint, learned, time.monotonic() - self._learning_since)
-        self._since_learning = replace(self._since_learning, verdicts=0)
-        self._learned_at = time.monotonic()
+        training = self._training
+        self.store.learn(
+            index,
+            checkpoint,
+            learned,
+            time.monotonic() - training.began,
+            reason=training.reason,
+            hull_version=training.hull_version,
+        )
+        self._unlearned.difference_update(learned)
+        if checkpoint is not None:
+            verdicts = self._hulls["reference"].version - training.hull_version
+            self._since_learning = replace(self._since_learning, verdicts=verdicts)
+            self._last_learning = training.round
+            self._learned_at = time.monotonic()
 
     def _lessons(self) -> list[LabelledCrystal]:
+        """Return what is stable or metastable on the hull as it is now and was not learned before.
+
+        What has once become unstable stays so, because a hull only moves down. A generator without weights learns
+        nothing.
+        """
         search = self.config.campaign
-        lessons = []
-        for candidate in self.store.candidates({State.JUDGED}):
+        lessons: list[LabelledCrystal] = []
+        if not search.learn or self._weights is None:
+            return lessons
+        for candidate in self._candidates.named(self._unlearned):
             verdict = self._hulls["reference"].judge(candidate.id, search.stable_threshold, search.metastable_threshold)
-            if verdict.stability is not Stability.UNSTABLE and candidate.reference and candidate.reference.crystal:
+            if verdict.stability is Stability.UNSTABLE:
+                self._unlearned.remove(candidate.id)
+            elif candidate.reference is not None and candidate.reference.crystal is not None:
                 properties = {
                     "formation_energy_per_atom": verdict.formation_energy_per_atom,
                     "e_above_hull": verdict.e_above_hull,
@@ -713,14 +759,14 @@ class Campaign:
     def _close(self, reason: str) -> None:
         """Judge what is computed, pass over what is left, and finish."""
         newest_round = max((round for round, _ in self.store.steps()), default=0)
-        if self.store.candidates({State.SAMPLED, State.COMPUTED}):
+        if self._candidates.count(State.SAMPLED, State.COMPUTED):
             self._gate()
             self._judge(newest_round)
         budget, screened = self._budget(), self._screened()
         wanted = self.config.campaign.reference_calls_per_round and budget.exhausted is None
         if wanted and screened and not budget.spent["reference_calls"]:
             reason += f"; {self._none_worth(screened)}"
-        for candidate in self.store.candidates({State.ADMITTED, State.SCREENED, State.SELECTED}):
+        for candidate in self._candidates.of(State.ADMITTED, State.SCREENED, State.SELECTED):
             self.store.pass_over(candidate.id, f"not selected: {reason}")
         self._end("finished", reason)
 
@@ -790,7 +836,6 @@ class Campaign:
         return self.store.budget(self.config.campaign.budget.limits)
 
     def _view(self, round: int, decision: str) -> CampaignView:
-        fresh = {candidate.id: candidate for candidate in self._screened()}
         search = self.config.campaign
         return CampaignView(
             seed=self._seed(decision, round),
@@ -800,14 +845,19 @@ class Campaign:
             samples_per_target=search.samples_per_target,
             screening_hull=self._hulls["screening"],
             reference_hull=self._hulls["reference"],
-            candidates=tuple(fresh.get(candidate.id, candidate) for candidate in self.store.candidates()),
+            candidates=LazyCandidates(self._all_candidates),
             budget=self._budget(),
             stable_threshold=search.stable_threshold,
             since_learning=replace(
                 self._since_learning,
+                idle_rounds=round - max(self._last_success, self._last_learning),
                 hours=0.0 if search.deterministic else (time.monotonic() - self._learned_at) / 3600.0,
             ),
         )
+
+    def _all_candidates(self) -> list[Candidate]:
+        fresh = {candidate.id: candidate for candidate in self._screened()}
+        return [fresh.get(candidate.id, candidate) for candidate in self._candidates.all()]
 
     def _seed(self, decision: str, *key: int) -> int:
         """Return the seed of one decision; independent of what was drawn before."""
@@ -834,6 +884,28 @@ class Campaign:
             failure=f"{failure.kind}: {failure.message}" if failure is not None else None,
             **values,
         )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training under way: why, in which round, by which reference hull, and since when on the monotonic clock."""
+
+    reason: str
+    round: int
+    hull_version: int
+    began: float
+
+
+@dataclass(frozen=True)
+class _Met:
+    """Which crystals have been compared with each other: `waiting` ones with each other and with `computed` ones.
+
+    `new_phases` entered the screening hull since.
+    """
+
+    waiting: Collection[str]
+    computed: Collection[str]
+    new_phases: CrystalIndex
 
 
 class _Meter:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,15 +83,12 @@ class Crystal:
     @property
     def composition(self) -> Composition:
         """The pymatgen composition of the cell."""
-        from pymatgen.core import Composition, Element
-
-        numbers, counts = np.unique(self.atomic_numbers, return_counts=True)
-        return Composition({Element.from_Z(int(z)): int(n) for z, n in zip(numbers, counts, strict=True)})
+        return _composition(self._sorted_numbers)
 
     @property
     def formula(self) -> str:
         """Reduced formula, for example ``Mg2Si``."""
-        return self.composition.reduced_formula
+        return _formula(self._sorted_numbers)
 
     @property
     def chemsys(self) -> str:
@@ -146,7 +143,24 @@ class Crystal:
             raise InvalidInputError(f"crystal has format {data.get('format')!r}, this version reads {CRYSTAL_FORMAT!r}")
         return cls(data["lattice"], data["frac_coords"], data["atomic_numbers"])
 
+    @property
+    def _sorted_numbers(self) -> bytes:
+        return np.sort(self.atomic_numbers).tobytes()
+
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of the crystal's numbers, as hexadecimal text."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _composition(atomic_numbers: bytes) -> Composition:
+    from pymatgen.core import Composition, Element
+
+    numbers, counts = np.unique(np.frombuffer(atomic_numbers, dtype=np.int64), return_counts=True)
+    return Composition({Element.from_Z(int(z)): int(n) for z, n in zip(numbers, counts, strict=True)})
+
+
+@lru_cache(maxsize=4096)
+def _formula(atomic_numbers: bytes) -> str:
+    return _composition(atomic_numbers).reduced_formula

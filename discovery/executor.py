@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+import numpy as np
+
 from discovery import plugins
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, DiscoveryError, MissingDependencyError, RunError
@@ -250,10 +252,12 @@ def _evaluate(oracle: Any, jobs: Sequence[EvaluationJob], folder: Path | None) -
 
 
 def _checked(evaluation: Evaluation) -> Evaluation:
-    """Return `evaluation`, or a failure where its energy is no number."""
-    if evaluation.energy is None or math.isfinite(evaluation.energy):
+    """Return `evaluation`, or a failure where energy, forces or stress are no numbers."""
+    values = {"energy": evaluation.energy, "forces": evaluation.forces, "stress": evaluation.stress}
+    wrong = [name for name, value in values.items() if value is not None and not np.isfinite(value).all()]
+    if not wrong:
         return evaluation
-    failure = Failure(FailureKind.UNPHYSICAL, f"the oracle gave {evaluation.energy} as energy")
+    failure = Failure(FailureKind.UNPHYSICAL, f"the oracle gave what is no finite number as {' and '.join(wrong)}")
     return replace(evaluation, crystal=None, energy=None, forces=None, stress=None, converged=False, failure=failure)
 
 

@@ -7,6 +7,7 @@ energy scale per hull, versions, decomposition energies against a hull from whic
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -155,6 +156,7 @@ class Hull:
     _regions: dict[tuple[ChemicalSystem, frozenset[str]], _Region] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _matcher: Matcher = field(default_factory=Matcher, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._index(self.phases, {}, {}, {})
@@ -184,8 +186,8 @@ class Hull:
                 if known is None or _by_energy(phase) < _by_energy(known):
                     terminals[element] = phase
         for elements, members in added.items():
-            known_members = systems[elements].phases if elements in systems else ()
-            systems[elements] = _System.of(elements, (*known_members, *members))
+            system = systems.get(elements)
+            systems[elements] = system.add(members) if system is not None else _System.of(elements, members)
         for name, value in (("_systems", systems), ("_by_id", by_id), ("_terminals", terminals)):
             object.__setattr__(self, name, value)
 
@@ -200,6 +202,7 @@ class Hull:
             ("energy_scale", self.energy_scale),
             ("phases", (*self.phases, *new)),
             ("version", self.version + 1),
+            ("_matcher", self._matcher),
         ):
             object.__setattr__(hull, name, value)
         hull._index(new, dict(self._systems), dict(self._by_id), dict(self._terminals))
@@ -308,7 +311,7 @@ class Hull:
                 f"phase {phase_id!r} cannot be judged: the hull has no phase of the element(s) {', '.join(missing)}; "
                 "add them as reference phases"
             )
-        outside = self._without_structure(phase) or inside
+        outside = self._outside(phase) or inside
         if inside.e_above_hull <= threshold:
             stability = Stability.STABLE
         elif inside.e_above_hull <= metastable_threshold:
@@ -327,22 +330,24 @@ class Hull:
             hull_version=self.version,
         )
 
-    def _without_structure(self, phase: Phase) -> Decomposition | None:
-        """Compare `phase` with the hull without it and without other phases of its structure; None as `decompose`.
+    def _outside(self, phase: Phase) -> Decomposition | None:
+        """Compare a phase with the hull without the phases of its structure; only if one is on the hull they matter."""
+        elements = frozenset(phase.composition)
+        stable = self._region(elements, frozenset()).stable_ids
+        polymorphs = [other for other in self._systems[elements].phases if other.formula == phase.formula]
+        own = {phase.id} | self._same_structure(phase, [other for other in polymorphs if other.id in stable])
+        if not stable.isdisjoint(own):
+            own |= self._same_structure(phase, polymorphs)
+        return self.decompose(phase.composition, phase.energy_per_atom, exclude=own)
 
-        Phases above the hull do not move it, so that only those of the same composition that lie on it are compared.
-        """
-        left_out = {phase.id}
-        matcher = Matcher()
-        polymorphs = [other for other in self._systems[frozenset(phase.composition)].phases if other.id != phase.id]
-        while True:
-            outside = self.decompose(phase.composition, phase.energy_per_atom, exclude=left_out)
-            if outside is None or phase.formula not in outside.products:
-                return outside
-            lowest = next(other for other in polymorphs if other.id not in left_out and other.formula == phase.formula)
-            if phase.crystal is None or lowest.crystal is None or not matcher.same(phase.crystal, lowest.crystal):
-                return outside
-            left_out.add(lowest.id)
+    def _same_structure(self, phase: Phase, others: Iterable[Phase]) -> set[str]:
+        if phase.crystal is None:
+            return set()
+        return {
+            other.id
+            for other in others
+            if other.id != phase.id and other.crystal is not None and self._matcher.same(phase.crystal, other.crystal)
+        }
 
     def _region(self, elements: ChemicalSystem, left_out: frozenset[str]) -> _Region:
         """Hull over the space of `elements` without the phases `left_out`; built once."""
@@ -377,6 +382,15 @@ class _System:
         amounts = np.array([[phase.composition[element] for element in columns] for phase in ordered])
         energies = np.array([phase.energy_per_atom for phase in ordered])
         return cls(columns, ordered, amounts.reshape(-1, len(columns)) / amounts.sum(axis=1, keepdims=True), energies)
+
+    def add(self, phases: Sequence[Phase]) -> _System:
+        new = _System.of(frozenset(self.elements), phases)
+        rows = [bisect_left(self.phases, _by_energy(phase), key=_by_energy) for phase in new.phases]
+        merged = list(self.phases)
+        for row, phase in zip(reversed(rows), reversed(new.phases), strict=True):
+            merged.insert(row, phase)
+        fractions = np.insert(self.fractions, rows, new.fractions, axis=0)
+        return _System(self.elements, tuple(merged), fractions, np.insert(self.energies, rows, new.energies))
 
     def without(self, left_out: Collection[str]) -> _System:
         kept = [row for row, phase in enumerate(self.phases) if phase.id not in left_out] if left_out else None

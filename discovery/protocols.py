@@ -41,15 +41,18 @@ class SinceLearning:
     Parameters
     ----------
     verdicts
-        Verdicts given since the generator has learned, or since the campaign began.
+        Verdicts given since the generator was last trained, or since the campaign began.
     idle_verdicts
         Verdicts given since the last one that brought a new phase onto the reference hull.
+    idle_rounds
+        Rounds gone by since the last new phase on the reference hull, or since the generator was last trained.
     hours
         Wall time since the generator has learned or the driver has begun; 0 in a deterministic campaign.
     """
 
     verdicts: int = 0
     idle_verdicts: int = 0
+    idle_rounds: int = 0
     hours: float = 0.0
 
     def with_verdict(self, *, on_hull: bool) -> SinceLearning:
@@ -77,7 +80,7 @@ class CampaignView:
     screening_hull, reference_hull
         Hulls of the two energy scales.
     candidates
-        All candidates so far, of all rounds, in a fixed order.
+        All candidates so far, of all rounds, sorted by id; gathered at the first look, so look before you return.
     budget
         What is left to spend.
     stable_threshold
@@ -93,7 +96,7 @@ class CampaignView:
     samples_per_target: int
     screening_hull: Hull
     reference_hull: Hull
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     budget: Budget
     stable_threshold: float = 1e-3
     since_learning: SinceLearning = SinceLearning()
@@ -210,7 +213,8 @@ class Agent(Protocol):
     def select(self, view: CampaignView, screened: Sequence[Candidate], budget: Budget) -> list[tuple[Candidate, str]]:
         """Return the candidates worth a reference calculation, best first, each with its reason.
 
-        At most ``budget.left("reference_calls")`` are taken.
+        No two of `screened` have the same structure, and none that of a known phase or a computed candidate. At most
+        ``budget.left("reference_calls")`` are taken.
         """
         ...
 
@@ -219,10 +223,10 @@ class Agent(Protocol):
 class LearningAgent(Agent, Protocol):
     """An agent that also decides when the generator learns; without one it learns whenever there is enough new."""
 
-    def is_time_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> bool:
-        """Whether the generator should be trained now on `lessons`, the stable crystals it has not learned from yet.
+    def reason_to_learn(self, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> str | None:
+        """Return why the generator should be trained now, in words and numbers; None if it is better to wait.
 
-        Asked after each round or, in a streaming campaign, after each verdict; never with fewer lessons than
-        ``min_new_crystals``.
+        `lessons` are the stable and metastable crystals it has not learned from yet. Asked after each round or, in a
+        streaming campaign, after each verdict; never with fewer lessons than ``min_new_crystals``.
         """
         ...

@@ -242,12 +242,13 @@ def _checkpoints(status: Status) -> str:
             checkpoint["sha256"][:12],
             (checkpoint["parent"] or "–")[:12],
             str(len(checkpoint["trained_on"])),
+            checkpoint["reason"] or "–",
             "yes" if checkpoint["accepted"] else "no, parent kept",
             ", ".join(f"{name} {value:.4g}" for name, value in checkpoint["metrics"].items()),
         )
         for checkpoint in status.checkpoints
     ]
-    header = ("checkpoint", "sha256", "parent", "crystals learned", "in use", "metrics")
+    header = ("checkpoint", "sha256", "parent", "crystals learned", "why then", "in use", "metrics")
     return "## Generator checkpoints\n\n" + _table(header, rows)
 
 

@@ -128,6 +128,8 @@ class Trace:
         if arrow.state is State.LEARNED:
             for record in self.learned_by:
                 yield f"checkpoint {_short(record)}"
+                if record.reason:
+                    yield f"why then: {record.reason}"
 
     def _evaluated(self, role: str, evaluation: Evaluation) -> Iterator[str]:
         scale = evaluation.energy_scale
@@ -239,4 +241,11 @@ def _short(record: CheckpointRecord) -> str:
 
 
 def _checkpoint(record: CheckpointRecord) -> dict[str, Any]:
-    return {"id": record.id, "round": record.round, "accepted": record.accepted, **asdict(record.checkpoint)}
+    return {
+        "id": record.id,
+        "round": record.round,
+        "accepted": record.accepted,
+        "reason": record.reason,
+        "hull_version": record.hull_version,
+        **asdict(record.checkpoint),
+    }

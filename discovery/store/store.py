@@ -7,6 +7,8 @@ step again changes nothing, so that a driver may repeat whatever it was doing wh
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import socket
 import time
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, func, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -43,7 +45,7 @@ from discovery.store.tables import (
     TransitionRow,
 )
 from discovery.store.urls import is_url, masked, parse
-from discovery.store.values import evaluation_of, phase_of, scale_of, verdict_of
+from discovery.store.values import evaluation_of, numbers_of, phase_of, scale_of, verdict_of
 from discovery.types import (
     Budget,
     Candidate,
@@ -82,11 +84,16 @@ class ReferenceRecord:
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """A stored checkpoint; ``round`` is None for the weights the campaign began with."""
+    """A stored checkpoint; ``round`` is None for the weights the campaign began with.
+
+    ``reason`` says why it was trained then, ``hull_version`` by which reference hull its crystals were chosen.
+    """
 
     id: str
     round: int | None
     checkpoint: Checkpoint
+    reason: str = ""
+    hull_version: int | None = None
 
     @property
     def accepted(self) -> bool:
@@ -171,6 +178,8 @@ class Store:
         self.engine = engine
         self._session_id: int | None = None
         self._clock = time.time
+        self._spent = {"reference_calls": 0.0, "core_hours": 0.0}
+        self._newest_spent = 0
         try:
             self.campaign_id, self.name = _find(engine, campaign)
         except SQLAlchemyError as error:
@@ -361,6 +370,11 @@ class Store:
         if session.get(StepRow, (round, step)) is None:
             session.add(StepRow(round=round, step=step, seconds=seconds, time=time.time()))
 
+    def is_done(self, round: int, step: str) -> bool:
+        """Whether a step of the loop is finished."""
+        with self.reading() as session:
+            return session.get(StepRow, (round, step)) is not None
+
     def steps(self) -> dict[tuple[int, str], float]:
         """Return (round, step) → wall seconds of all finished steps."""
         with self.reading() as session:
@@ -413,7 +427,7 @@ class Store:
         """Return the reference phases in the order given."""
         with self.reading() as session:
             return [
-                ReferenceRecord(row.id, Crystal.from_dict(row.crystal), row.source, row.properties)
+                ReferenceRecord(row.id, Crystal.from_dict(row.crystal), row.source, numbers_of(row.properties))
                 for row in session.scalars(select(ReferenceRow).order_by(ReferenceRow.position))
             ]
 
@@ -520,10 +534,13 @@ class Store:
 
     def targets(self, round: int | None = None) -> list[TargetRecord]:
         """Return the targets of a round, or of all rounds, in order."""
+        return self._targets(round)
+
+    def _targets(self, round: int | None, *where: ColumnElement[bool]) -> list[TargetRecord]:
+        query = select(TargetRow).where(*where).order_by(TargetRow.round, TargetRow.position)
+        if round is not None:
+            query = query.where(TargetRow.round == round)
         with self.reading() as session:
-            query = select(TargetRow).order_by(TargetRow.round, TargetRow.position)
-            if round is not None:
-                query = query.where(TargetRow.round == round)
             return [
                 TargetRecord(row.id, row.round, row.seed, Target.from_dict(row.request))
                 for row in session.scalars(query)
@@ -555,10 +572,12 @@ class Store:
                     reason = sample.failure.message if sample.failure is not None else "no crystal"
                     self._move(session, candidate_id, State.REJECTED, f"generator: {reason}")
 
-    def sampled_targets(self) -> set[str]:
-        """Return the ids of the targets whose samples are stored."""
-        with self.reading() as session:
-            return set(session.scalars(select(CandidateRow.target_id).distinct()))
+    def unsampled_targets(self, round: int | None = None) -> list[TargetRecord]:
+        """Return the targets of a round, or of all rounds, of which no sample is stored, in order."""
+        sampled = select(CandidateRow.target_id).distinct()
+        if round is not None:
+            sampled = sampled.where(CandidateRow.round == round)
+        return self._targets(round, TargetRow.id.not_in(sampled))
 
     def admit(self, candidate_id: str) -> None:
         """Take SAMPLED → ADMITTED."""
@@ -656,18 +675,31 @@ class Store:
             for role, hull, phase in grown:
                 self._add_phases(session, role, hull, [phase], round)
 
-    def candidates(self, states: Collection[State] | None = None) -> list[Candidate]:
-        """Return the candidates that have a crystal, sorted by id, of all states or only of `states`."""
+    def candidates(self, states: Collection[State] | None = None, *, since: int = 0) -> list[Candidate]:
+        """Return the candidates that have a crystal, sorted by id.
+
+        Parameters
+        ----------
+        states
+            Only those in one of these states.
+        since
+            Only those that have taken an arrow after this one, a number that :meth:`newest_arrow` gave.
+        """
+        chosen = [CandidateRow.n_atoms > 0]
+        if states is not None:
+            chosen.append(CandidateRow.state.in_(states))
+        if since:
+            moved = select(TransitionRow.candidate_id).where(TransitionRow.id > since)
+            chosen.append(CandidateRow.id.in_(moved))
         with self.reading() as session:
             scales = {row.id: scale_of(row) for row in session.scalars(select(EnergyScaleRow))}
-            targets = {row.id: Target.from_dict(row.request) for row in session.scalars(select(TargetRow))}
-            query = select(CandidateRow).where(CandidateRow.n_atoms > 0).order_by(CandidateRow.id)
-            if states is not None:
-                query = query.where(CandidateRow.state.in_(states))
-            rows = session.scalars(query).all()
-            found = select(EvaluationRow).join(CandidateRow, CandidateRow.id == EvaluationRow.subject_id)
-            if states is not None:
-                found = found.where(CandidateRow.state.in_(states))
+            rows = session.scalars(select(CandidateRow).where(*chosen).order_by(CandidateRow.id)).all()
+            wanted = select(CandidateRow.target_id).where(*chosen)
+            targets = {
+                row.id: Target.from_dict(row.request)
+                for row in session.scalars(select(TargetRow).where(TargetRow.id.in_(wanted)))
+            }
+            found = select(EvaluationRow).join(CandidateRow, CandidateRow.id == EvaluationRow.subject_id).where(*chosen)
             evaluations = {(row.subject_id, row.role): evaluation_of(row, scales) for row in session.scalars(found)}
             return [
                 Candidate(
@@ -684,6 +716,11 @@ class Store:
                 )
                 for row in rows
             ]
+
+    def newest_arrow(self) -> int:
+        """Return the number of the newest arrow that a candidate has taken, 0 if there is none; numbers only grow."""
+        with self.reading() as session:
+            return session.scalar(select(func.max(TransitionRow.id))) or 0
 
     def candidate_ids(self, prefix: str = "") -> list[str]:
         """Return the sorted ids of all candidates, crystal or not, that begin with `prefix`."""
@@ -719,14 +756,6 @@ class Store:
                 screening_hull_version=row.screening_hull_version,
                 verdict=verdict_of(row),
             )
-
-    def crystals(self, states: Collection[State]) -> dict[str, Crystal]:
-        """Return candidate id → crystal as it was sampled, of the candidates in `states`, sorted by id."""
-        with self.reading() as session:
-            query = select(CandidateRow.id, CandidateRow.crystal).where(
-                CandidateRow.n_atoms > 0, CandidateRow.state.in_(states)
-            )
-            return {id_: Crystal.from_dict(data) for id_, data in session.execute(query.order_by(CandidateRow.id))}
 
     def transitions(self, candidate_id: str | None = None) -> list[tuple[str, State | None, State, str]]:
         """Return (candidate, from, to, cause) in the order written, of one candidate or of all."""
@@ -827,7 +856,16 @@ class Store:
             if session.get(CheckpointRow, "initial") is None:
                 session.add(_checkpoint_row("initial", None, checkpoint))
 
-    def learn(self, round: int, checkpoint: Checkpoint | None, learned: Sequence[str], seconds: float) -> None:
+    def learn(
+        self,
+        round: int,
+        checkpoint: Checkpoint | None,
+        learned: Sequence[str],
+        seconds: float,
+        *,
+        reason: str = "",
+        hull_version: int | None = None,
+    ) -> None:
         """Finish a round's learning: store the checkpoint, and take JUDGED → LEARNED for what it was trained on."""
         with self._transaction() as session:
             if session.get(StepRow, (round, "learned")) is not None:
@@ -835,7 +873,7 @@ class Store:
             self._finish_step(session, round, "learned", seconds)
             if checkpoint is None:
                 return
-            session.add(_checkpoint_row(f"r{round:02d}", round, checkpoint))
+            session.add(_checkpoint_row(f"r{round:02d}", round, checkpoint, reason, hull_version))
             for candidate_id in learned:
                 self._move(session, candidate_id, State.LEARNED, f"trained into checkpoint {checkpoint.sha256[:12]}")
 
@@ -846,7 +884,9 @@ class Store:
                 CheckpointRecord(
                     row.id,
                     row.round,
-                    Checkpoint(row.path, row.sha256, row.parent, tuple(row.trained_on), row.metrics),
+                    Checkpoint(row.path, row.sha256, row.parent, tuple(row.trained_on), numbers_of(row.metrics)),
+                    row.reason,
+                    row.hull_version,
                 )
                 for row in session.scalars(select(CheckpointRow).order_by(CheckpointRow.time))
             ]
@@ -855,13 +895,17 @@ class Store:
 
     def budget(self, limit: Mapping[str, float]) -> Budget:
         """Return what may be spent, what is spent and what work in flight reserves."""
-        sums: dict[bool, dict[str, float]] = {True: {"reference_calls": 0.0, "core_hours": 0.0}, False: {}}
         with self.reading() as session:
-            query = select(LedgerRow.spent, LedgerRow.kind, func.sum(LedgerRow.amount))
-            for spent, kind, amount in session.execute(query.group_by(LedgerRow.spent, LedgerRow.kind)):
-                sums[spent][kind] = float(amount)
+            new = select(LedgerRow.kind, func.sum(LedgerRow.amount), func.max(LedgerRow.id)).where(
+                LedgerRow.spent.is_(True), LedgerRow.id > self._newest_spent
+            )
+            for kind, amount, newest in session.execute(new.group_by(LedgerRow.kind)).all():
+                self._spent[kind] = self._spent.get(kind, 0.0) + float(amount)
+                self._newest_spent = max(self._newest_spent, newest)
+            held = select(LedgerRow.kind, func.sum(LedgerRow.amount)).where(LedgerRow.spent.is_(False))
+            reserved = {kind: float(amount) for kind, amount in session.execute(held.group_by(LedgerRow.kind))}
             seconds = session.scalar(select(func.sum(SessionRow.heartbeat - SessionRow.started))) or 0.0
-        return Budget(limit=dict(limit), spent=sums[True] | {"wall_hours": seconds / 3600.0}, reserved=sums[False])
+        return Budget(dict(limit), dict(self._spent) | {"wall_hours": seconds / 3600.0}, reserved)
 
     def costs(self) -> dict[str, tuple[int, float, float]]:
         """Return role → (evaluations, their wall seconds, their core-hours), of candidates and reference phases."""
@@ -915,7 +959,7 @@ def _writing_engine(url: str, campaign: str | None) -> Engine:
     """Return an engine for the driver, after bringing the schema up to date."""
     parsed = parse(url)
     if parsed.get_backend_name() == "sqlite":
-        engine = create_engine(parsed)
+        engine = create_engine(parsed, json_serializer=_to_json)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin)
         _upgrade(_migrating_engine(url))
@@ -963,7 +1007,7 @@ def _reading_engine(where: Path | str) -> Engine:
 def _engine(url: str, **options: Any) -> Engine:
     """Return an engine of a PostgreSQL database."""
     try:
-        return create_engine(parse(url), **options)
+        return create_engine(parse(url), json_serializer=_to_json, **options)
     except ValueError as error:
         raise RunError(str(error)) from error
     except ImportError as error:
@@ -1053,6 +1097,22 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writing") else "BEGIN")
 
 
+def _to_json(value: Any) -> str:
+    """Return JSON as the standard has it: what is no finite number is null, in every database alike."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_nulls(value), allow_nan=False)
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _transition(
     candidate_id: str, before: State | None, after: State, cause: str, core_seconds: float
 ) -> TransitionRow:
@@ -1070,7 +1130,9 @@ def _ledger(subject_id: str, role: str, kind: str, amount: float, *, spent: bool
     return LedgerRow(subject_id=subject_id, role=role, kind=kind, amount=amount, spent=spent, time=time.time())
 
 
-def _checkpoint_row(id: str, round: int | None, checkpoint: Checkpoint) -> CheckpointRow:
+def _checkpoint_row(
+    id: str, round: int | None, checkpoint: Checkpoint, reason: str = "", hull_version: int | None = None
+) -> CheckpointRow:
     return CheckpointRow(
         id=id,
         round=round,
@@ -1078,6 +1140,8 @@ def _checkpoint_row(id: str, round: int | None, checkpoint: Checkpoint) -> Check
         parent=checkpoint.parent,
         path=checkpoint.path,
         trained_on=list(checkpoint.trained_on),
+        reason=reason,
+        hull_version=hull_version,
         metrics=dict(checkpoint.metrics),
         time=time.time(),
     )

@@ -172,6 +172,7 @@ class TransitionRow(OfCampaignInOrder, Base):
     __table_args__ = (
         ForeignKeyConstraint(["campaign_id", "candidate_id"], ["candidates.campaign_id", "candidates.id"]),
         UniqueConstraint("campaign_id", "candidate_id", "to_state"),
+        Index("ix_transitions_campaign_id_id", "campaign_id", "id"),
     )
 
     candidate_id: Mapped[Id]
@@ -250,6 +251,10 @@ class CheckpointRow(OfCampaign, Base):
     path: Mapped[str]
     """Relative to the run folder where it lies inside."""
     trained_on: Mapped[list[Any]]
+    reason: Mapped[str]
+    """Why it was trained then; empty for the initial weights."""
+    hull_version: Mapped[int | None]
+    """Version of the reference hull by which its crystals were chosen."""
     metrics: Mapped[dict[str, Any]]
     time: Mapped[float]
 
@@ -258,7 +263,10 @@ class LedgerRow(OfCampaignInOrder, Base):
     """What work on one subject has spent, or reserves while in flight."""
 
     __tablename__ = "ledger"
-    __table_args__ = (UniqueConstraint("campaign_id", "subject_id", "role", "kind"),)
+    __table_args__ = (
+        UniqueConstraint("campaign_id", "subject_id", "role", "kind"),
+        Index("ix_ledger_campaign_id_spent_id", "campaign_id", "spent", "id"),
+    )
 
     subject_id: Mapped[Id]
     role: Mapped[str]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+
+import numpy as np
 
 from discovery.crystal import Crystal
 from discovery.errors import EnergyScaleError
@@ -50,22 +52,24 @@ def evaluation_of(row: EvaluationRow, scales: Mapping[str, EnergyScale]) -> Eval
     failure = None
     if row.failure_kind is not None:
         failure = Failure(FailureKind(row.failure_kind), row.failure_message or "", row.failure_folder)
-    return Evaluation.from_dict(
-        {
-            "format": "discovery.evaluation/1",
-            "energy_scale": asdict(scales[row.energy_scale_id]),
-            "crystal": row.crystal,
-            "energy": row.energy,
-            "forces": row.forces,
-            "stress": row.stress,
-            "converged": row.converged,
-            "corrections": row.corrections,
-            "seconds": row.seconds,
-            "cores": row.cores,
-            "details": row.details,
-            "failure": asdict(failure) if failure is not None else None,
-        }
+    return Evaluation(
+        energy_scale=scales[row.energy_scale_id],
+        crystal=Crystal.from_dict(row.crystal) if row.crystal is not None else None,
+        energy=row.energy,
+        forces=np.array(row.forces) if row.forces is not None else None,
+        stress=np.array(row.stress) if row.stress is not None else None,
+        converged=row.converged,
+        corrections=row.corrections,
+        seconds=row.seconds,
+        cores=row.cores,
+        details=row.details,
+        failure=failure,
     )
+
+
+def numbers_of(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Return numbers by name; what JSON cannot hold was stored as null and is NaN again."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def verdict_of(row: CandidateRow) -> Verdict | None:

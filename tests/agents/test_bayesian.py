@@ -116,8 +116,8 @@ def test_cost_is_weighed_if_core_hours_count(make):
 def test_it_learns_from_a_few_crystals_or_when_the_search_halts(make):
     lesson = LabelledCrystal(make.compound("fluorite", 6.3, "SiMg2"))
     going, halted = (replace(make.view(PAIR), since_learning=SinceLearning(idle, idle)) for idle in (1, 5))
-    agent = bayesian(lessons=2, patience=4)
+    agent = bayesian()
     assert isinstance(agent, LearningAgent)
-    assert agent.is_time_to_learn(going, [lesson, lesson])
-    assert not agent.is_time_to_learn(going, [lesson])
-    assert agent.is_time_to_learn(halted, [lesson])
+    assert agent.reason_to_learn(going, [lesson, lesson]) == "2 new crystals, at least 2 wanted"
+    assert agent.reason_to_learn(going, [lesson]) is None
+    assert agent.reason_to_learn(halted, [lesson]) == "5 verdicts without a new phase on the hull, 1 new crystal"

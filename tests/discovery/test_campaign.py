@@ -21,7 +21,7 @@ from discovery.log import EventLog
 from discovery.protocols import CampaignView
 from discovery.status import read_status
 from discovery.store import Store
-from discovery.types import State, Target
+from discovery.types import Candidate, State, Target
 from tests.discovery.campaigns import outcome, results, run, tiny_config
 
 FORK = multiprocessing.get_context("fork")
@@ -92,6 +92,32 @@ def test_hull_versions_grow_one_by_one(finished: Path) -> None:
         versions = store.hull_versions(role)
         assert [version.version for version in versions] == [1, 2, 3, 4, 5]
         assert all(len(version.added) == 1 for version in versions[1:])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_the_driver_remembers_is_what_the_database_holds(tmp_path: Path, deterministic: bool) -> None:
+    config = tiny_config(tmp_path / "run", campaign={"deterministic": deterministic, "metastable_threshold": 1.0})
+
+    def compare(_event: str, _values: Any) -> None:
+        fresh = Store.read(config.run_dir / "campaign.sqlite")
+        remembered = campaign._candidates.all()
+        assert list(map(told, remembered)) == list(map(told, fresh.candidates()))
+        for state in State:
+            assert [c.id for c in campaign._candidates.of(state)] == [c.id for c in fresh.candidates({state})]
+        budget, expected = campaign.store.budget({}), fresh.budget({})
+        assert budget.spent == pytest.approx(expected.spent)
+        assert budget.reserved == expected.reserved
+        fresh.close()
+
+    with Campaign.launch(config, compare) as campaign:
+        campaign.run()
+    assert campaign._candidates.of(State.LEARNED)
+
+
+def told(candidate: Candidate) -> tuple[Any, ...]:
+    """Return everything that is known of a candidate, as values that can be compared."""
+    evaluations = [one.to_dict() if one else None for one in (candidate.screening, candidate.reference)]
+    return (candidate.id, candidate.state, candidate.crystal, candidate.target, *evaluations, candidate.verdict)
 
 
 def test_the_same_seed_gives_the_same_campaign_and_another_seed_another(finished: Path, tmp_path: Path) -> None:

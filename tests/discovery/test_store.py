@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import time
@@ -277,7 +278,7 @@ def everything(store: Store) -> dict[str, Any]:
         "evaluations": {role: sorted(store.evaluations(role)) for role in ("screening", "reference")},
         "hulls": {role: (store.hull(role), store.hull_versions(role)) for role in store.energy_scales()},
         "targets": store.targets(),
-        "sampled": store.sampled_targets(),
+        "unsampled": store.unsampled_targets(),
         "candidates": [(c.id, c.state, c.screening is None, c.reference is None) for c in store.candidates()],
         "transitions": store.transitions(),
         "funnel": store.funnel(),
@@ -315,7 +316,7 @@ def test_campaigns_in_one_database_do_not_see_each_other(shared: str) -> None:
     assert everything(one) == before
     after = everything(other)
     for key in before:
-        assert after[key] != before[key] or key in ("targets", "sampled", "scales"), key
+        assert after[key] != before[key] or key in ("targets", "unsampled", "scales"), key
 
     listed = {campaign.name: campaign for campaign in Store.campaigns(shared)}
     assert {one.name, other.name} <= set(listed)
@@ -478,3 +479,21 @@ def test_a_run_folder_of_a_former_version_is_resumed(former: Path) -> None:
     with Campaign.resume(former) as campaign:
         campaign.run()
     assert read_status(former).state == "finished"
+
+
+def test_what_is_no_number_is_the_same_in_both_databases(database: Callable[[], tuple[str, str]]) -> None:
+    store = new_store(database)
+    nan, inf = float("nan"), float("inf")
+    store.add_references([ReferenceRecord("a", CU, "elements", {"band_gap": nan, "density": 8.9})])
+    details = {"magnetic_moments": [nan, 1.0], "k_points": {"spacing": inf}}
+    store.add_reference_evaluation("a", "screening", Evaluation(SCALE, CU, -1.0, details=details))
+    store.add_initial_checkpoint(Checkpoint("weights", "a" * 64, metrics={"loss": nan, "steps": 3.0}))
+    assert store.evaluations("screening")["a"].details == {
+        "magnetic_moments": [None, 1.0],
+        "k_points": {"spacing": None},
+    }
+    properties, metrics = store.references()[0].properties, store.checkpoints()[0].checkpoint.metrics
+    assert (properties["density"], metrics["steps"]) == (8.9, 3.0)
+    assert math.isnan(properties["band_gap"])
+    assert math.isnan(metrics["loss"])
+    store.close()

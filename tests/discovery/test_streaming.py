@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from agents.greedy import GreedyAgent
 from discovery.campaign import Campaign, CampaignInterruptedError
 from discovery.config import CampaignConfig
-from discovery.protocols import CampaignView
 from discovery.status import read_status
 from discovery.store import Store
-from discovery.types import Evaluation, FailureKind, LabelledCrystal, State
+from discovery.types import Evaluation, FailureKind, State
 from oracles.emt import EMTOracle
 from tests.discovery.campaigns import outcome, run, tiny_config
 
@@ -91,22 +90,24 @@ def test_a_streaming_campaign_goes_on_after_every_event(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_the_agent_decides_when_to_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
-    seen: list[tuple[int, int]] = []
-
-    def after_three(_agent: GreedyAgent, view: CampaignView, lessons: Sequence[LabelledCrystal]) -> bool:
-        seen.append((view.since_learning.verdicts, len(lessons)))
-        return view.since_learning.verdicts >= 3
-
-    monkeypatch.setattr(GreedyAgent, "is_time_to_learn", after_three, raising=False)
+def test_the_agent_decides_when_to_learn(tmp_path: Path, deterministic: bool) -> None:
     config = streaming_config(tmp_path / "run", deterministic=deterministic)
-    names = [name for name, _ in events_of(config) if name in ("judged", "learned")]
-    assert seen
-    assert all(lessons >= 1 for _, lessons in seen)
-    assert "learned" in names
+    config = tiny_config(
+        tmp_path / "run",
+        **config.model_dump(mode="json", include={"campaign", "executor"}),
+        agent={"learn": {"verdicts": 3}},
+    )
+    names = [name for name, _ in events_of(config) if name in ("judged", "learning")]
+    assert "learning" in names
     verdicts = "".join(name[0] for name in names).split("l")[:-1]
     assert all(len(group) >= 3 for group in verdicts)
-    assert {verdicts for verdicts, _ in seen if verdicts >= 3}
+    store = store_of(config.run_dir)
+    reasons = [record.reason for record in store.checkpoints() if record.round is not None]
+    assert reasons
+    for reason in reasons:
+        found = re.fullmatch(r"(\d+) verdicts since it has learned, \d+ new crystals?", reason)
+        assert found
+        assert int(found[1]) >= 3
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -195,12 +196,13 @@ def test_what_cannot_end_in_time_is_not_begun(tmp_path: Path) -> None:
     assert not list(config.run_dir.glob("calculations/*/reference/result.json"))
 
 
-def test_an_energy_that_is_no_number_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", [{"energy": float("nan")}, {"forces": np.full((1, 3), np.inf)}])
+def test_what_is_no_number_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
     evaluate = EMTOracle.evaluate
 
     def poisoned(self: EMTOracle, crystals: Any, **options: Any) -> list[Evaluation]:
         return [
-            replace(each, energy=float("nan")) if len(crystal) > 1 else each
+            replace(each, **wrong) if len(crystal) > 1 else each
             for crystal, each in zip(crystals, evaluate(self, crystals, **options), strict=True)
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_the_whole_way_of_a_candidate(
     way = shown(finished, learned.id, capsys)
     assert [arrow["state"] for arrow in way["arrows"]] == [to for _, _, to, _ in store.transitions(learned.id)]
     assert way["arrows"][-1]["state"] == "learned"
+    assert re.fullmatch(r"\d+ new crystals?", way["learned_by"][0]["reason"])
     target = next(record for record in store.targets() if learned.id.startswith(record.id))
     assert (way["target"]["id"], way["target"]["seed"]) == (target.id, target.seed)
     assert way["target"]["reason"] == target.target.reason != ""
