@@ -311,7 +311,7 @@ class Hull:
                 f"phase {phase_id!r} cannot be judged: the hull has no phase of the element(s) {', '.join(missing)}; "
                 "add them as reference phases"
             )
-        outside = self._outside(phase) or inside
+        outside = self._without_structure(phase) or inside
         if inside.e_above_hull <= threshold:
             stability = Stability.STABLE
         elif inside.e_above_hull <= metastable_threshold:
@@ -330,24 +330,21 @@ class Hull:
             hull_version=self.version,
         )
 
-    def _outside(self, phase: Phase) -> Decomposition | None:
-        """Compare a phase with the hull without the phases of its structure; only if one is on the hull they matter."""
-        elements = frozenset(phase.composition)
-        stable = self._region(elements, frozenset()).stable_ids
-        polymorphs = [other for other in self._systems[elements].phases if other.formula == phase.formula]
-        own = {phase.id} | self._same_structure(phase, [other for other in polymorphs if other.id in stable])
-        if not stable.isdisjoint(own):
-            own |= self._same_structure(phase, polymorphs)
-        return self.decompose(phase.composition, phase.energy_per_atom, exclude=own)
+    def _without_structure(self, phase: Phase) -> Decomposition | None:
+        """Compare `phase` with the hull without it and without other phases of its structure; None as `decompose`.
 
-    def _same_structure(self, phase: Phase, others: Iterable[Phase]) -> set[str]:
-        if phase.crystal is None:
-            return set()
-        return {
-            other.id
-            for other in others
-            if other.id != phase.id and other.crystal is not None and self._matcher.same(phase.crystal, other.crystal)
-        }
+        Phases above the hull do not move it, so that only those of the same composition that lie on it are compared.
+        """
+        left_out = {phase.id}
+        polymorphs = [other for other in self._systems[frozenset(phase.composition)].phases if other.id != phase.id]
+        while True:
+            outside = self.decompose(phase.composition, phase.energy_per_atom, exclude=left_out)
+            if outside is None or phase.formula not in outside.products:
+                return outside
+            lowest = next(other for other in polymorphs if other.id not in left_out and other.formula == phase.formula)
+            if phase.crystal is None or lowest.crystal is None or not self._matcher.same(phase.crystal, lowest.crystal):
+                return outside
+            left_out.add(lowest.id)
 
     def _region(self, elements: ChemicalSystem, left_out: frozenset[str]) -> _Region:
         """Hull over the space of `elements` without the phases `left_out`; built once."""

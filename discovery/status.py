@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from discovery.hull import Phase
-from discovery.matching import Matcher, spacegroup
+from discovery.matching import CrystalIndex, Matcher, spacegroup
 from discovery.runfolder import RunFolder
 from discovery.store import Store
 from discovery.types import Budget, Verdict
@@ -139,27 +139,33 @@ def status_of(store: Store, *, has_driver: bool) -> Status:
     )
 
 
-def discovered_phases(store: Store, max_e_above_hull: float) -> list[DiscoveredPhase]:
+def discovered_phases(store: Store, max_e_above_hull: float, limit: int | None = None) -> list[DiscoveredPhase]:
     """Return what the campaign discovered within `max_e_above_hull` (eV/atom) of the newest reference hull.
 
     Elements, structures of a reference phase and all but the lowest phase of a structure are left out. Sorted by
-    decomposition energy.
+    decomposition energy. With `limit`, only so many, those closest to the hull.
     """
     if not store.hull_versions("reference"):
         return []
     hull = store.hull("reference")
     search = store.campaign().config["campaign"]
-    matcher = Matcher()
-    known = {
-        phase.id: phase.crystal for phase in hull.phases if phase.origin == "reference" and phase.crystal is not None
-    }
-    found = []
-    for phase in sorted(hull.phases, key=lambda phase: (phase.energy_per_atom, phase.id)):
-        if phase.origin == "reference" or phase.crystal is None or len(phase.composition) == 1:
+    known = CrystalIndex(Matcher())
+    near: list[tuple[float, Phase]] = []
+    for phase in hull.phases:
+        placed = hull.decompose(phase.composition, phase.energy_per_atom)
+        if phase.crystal is None or placed is None:
             continue
+        if phase.origin == "reference":
+            known.add(phase.id, phase.crystal)
+        elif len(phase.composition) > 1 and placed.e_above_hull <= max_e_above_hull:
+            near.append((placed.e_above_hull, phase))
+    found: list[DiscoveredPhase] = []
+    for _, phase in sorted(near, key=lambda one: (one[0], one[1].energy_per_atom, one[1].id)):
+        if len(found) == limit:
+            break
+        if phase.crystal is None or known.find(phase.crystal) is not None:
+            continue
+        known.add(phase.id, phase.crystal)
         verdict = hull.judge(phase.id, search["stable_threshold"], search["metastable_threshold"])
-        if verdict.e_above_hull > max_e_above_hull or matcher.find(phase.crystal, known) is not None:
-            continue
-        known[phase.id] = phase.crystal
         found.append(DiscoveredPhase(phase, verdict, spacegroup(phase.crystal)[1]))
     return sorted(found, key=lambda phase: (phase.verdict.decomposition_energy, phase.phase.id))

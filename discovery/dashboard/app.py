@@ -624,7 +624,8 @@ def _discoveries_shell(source: Source) -> list[Any]:
     ]
     note = (
         f"Phases within {now.metastable_threshold:g} eV/atom of the newest reference hull, one for each structure, "
-        "without those that were known. Energies in eV/atom. Click a row, or press space on it, to open it."
+        f"without those that were known; if there are more than {views.MAX_DISCOVERIES}, those closest to it. Energies "
+        "in eV/atom. Click a row, or press space on it, to open it."
     )
     grid = _grid("discoveries", columns, options={"localeText": {"noRowsToShow": "Nothing discovered yet."}})
     return [html.Div([html.P(note, className="soft"), grid], className="card")]

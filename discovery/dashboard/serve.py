@@ -61,7 +61,8 @@ def serve(places: Sequence[Path | str], *, host: str, port: int, control: bool) 
 
 
 def _read_ahead(sources: Sources) -> None:
-    """Read what the first page of each campaign shows, before somebody asks for it."""
-    for source in sources.all().values():
-        with suppress(DiscoveryError):
-            views.overview(source)
+    """Read what the pages of each campaign show, before somebody asks for it."""
+    for read in (views.overview, views.discoveries):
+        for source in sources.all().values():
+            with suppress(DiscoveryError):
+                read(source)

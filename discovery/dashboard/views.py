@@ -32,6 +32,9 @@ SILENT_AFTER = 60.0
 MAX_CALIBRATED = 10_000
 """Candidates up to which calibration is computed for a page."""
 
+MAX_DISCOVERIES = 300
+"""Discovered phases that are listed, those closest to the hull: each is compared with all others of its composition."""
+
 MAX_DRAWN_ELEMENTS = 4
 """A phase diagram of more elements cannot be drawn; parts of the chemical space can."""
 
@@ -553,7 +556,7 @@ def hull_diagram(
 
 
 def discoveries(source: Source) -> list[Discovery]:
-    """Return the stable and metastable phases that the campaign found, the most stable first."""
+    """Return the stable and metastable phases that the campaign found, the most stable first, not too many."""
     versions = tuple(_newest_version(source, role) for role in ROLES)
     return source.remembered("discoveries", versions, lambda: _discoveries(source))
 
@@ -562,7 +565,7 @@ def _discoveries(source: Source) -> list[Discovery]:
     if not _newest_version(source, "reference"):
         return []
     search = source.store.campaign().config["campaign"]
-    found = discovered_phases(source.store, search["metastable_threshold"])
+    found = discovered_phases(source.store, search["metastable_threshold"], MAX_DISCOVERIES)
     ids = [one.phase.id for one in found]
     screening_phases = _phases(source, "screening")
     screening = _newest_hull(source, "screening")
