@@ -5,6 +5,7 @@ After Xie et al. (CDVAE, ICLR 2022) and Jiao et al. (DiffCSP, NeurIPS 2023).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,8 @@ def predict(
     best: dict[str, float] = {}
     best_valid: dict[str, float] = {}
     n_valid = 0
-    with clock.stage("matching"):
+    with clock.stage("matching"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for (id_, true), of_target in zip(usable.items(), predicted, strict=True):
             neutral = charges(true) == "valid"
             for sample in of_target:

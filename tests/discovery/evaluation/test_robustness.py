@@ -140,6 +140,16 @@ def test_reconstruction(tmp_path, odd, matcher):
     assert values["match_rate"] == pytest.approx(2 / len(ODD)) or values["match_rate"] == pytest.approx(1 / len(ODD))
 
 
+def test_csp(tmp_path, odd):
+    result = evaluated(tmp_path, "evaluate", "csp", odd, "--generator", "random_search")
+    check(result["result"])
+    fates = result["result"]["outcomes"]
+    usable = [fate for fate in fates.values() if not fate.startswith("unusable")]
+    assert len(usable) == result["n"] == 11
+    assert fates["large"].startswith("no sample: Cu200 has 200 atoms")
+    assert fates["partially occupied"].endswith("partially occupied sites")
+
+
 def test_pairs(tmp_path, odd, hull):
     check(evaluated(tmp_path, "evaluate", "pairs", hull, hull, "--hull", hull), 4)
     run = CliRunner().invoke(app, ["evaluate", "pairs", str(odd), str(hull)])
