@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -89,7 +90,7 @@ def summarise(results: dict[str, Simulation]) -> dict[str, Any]:
     arms = [arm for arm in next(iter(results.values())).arms if arm != "random"]
     medians = {
         arm: {
-            f"{share:g}": median(result.acceleration(arm, "random", share).value for result in results.values())
+            f"{share:g}": _finite(median(one.acceleration(arm, "random", share).value for one in results.values()))
             for share in SHARES
         }
         for arm in arms
@@ -98,6 +99,11 @@ def summarise(results: dict[str, Simulation]) -> dict[str, Any]:
         "median_acceleration": medians,
         "systems": {system: result.summary("random", SHARES) for system, result in results.items()},
     }
+
+
+def _finite(value: float) -> float | None:
+    """Return `value`; None, as in the systems' summaries, stands for infinity."""
+    return value if math.isfinite(value) else None
 
 
 def main() -> None:
