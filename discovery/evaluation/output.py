@@ -256,7 +256,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid #dde1e7; text-align: left; vertical-align: top; }
 th { color: #5a6475; font-weight: 600; }
 td { font-variant-numeric: tabular-nums; }
-td:first-child { white-space: nowrap; }
+td:first-child { min-width: 11rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: #f5f6f8; padding: .8rem; border-radius: 4px; }
 code { overflow-wrap: anywhere; }
 @media (max-width: 40rem) { body { margin: 1rem auto; } td, th { padding: .25rem .4rem; } }
