@@ -118,7 +118,7 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_campaign_teaches_its_screening_oracle(tmp_path: Path) -> None:
-    """The command: reference results of a real campaign, new weights, and a summary that scripts read."""
+    """The command: reference results of a real campaign, new weights, a summary that scripts read; then the check."""
     run = campaigns.run(campaigns.small_config(tmp_path / "run"))
     out = tmp_path / "weights"
     arguments = ["finetune", str(run), "--oracle", "chgnet", "--out", str(out), "--set", "training.epochs=5"]
@@ -129,6 +129,13 @@ def test_a_campaign_teaches_its_screening_oracle(tmp_path: Path) -> None:
     assert summary["learned_from"].startswith("emt")
     loaded = CHGNetOracle(CHGNetOracle.Config(model=summary["path"]))
     assert loaded.energy_scale.id == summary["energy_scale"]
+
+    checked = CliRunner().invoke(app, ["check", "chgnet", f"model={summary['path']}", "--quick", "--json"])
+    report = json.loads(checked.stdout)
+    assert report["energy_scale"]["id"] == summary["energy_scale"]
+    own = [check for check in report["checks"] if check["subject"].startswith("distorted")]
+    assert len(own) == 8
+    assert all(check["passed"] for check in own)
 
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code != 0
