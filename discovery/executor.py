@@ -517,6 +517,7 @@ class RayExecutor(_Queue):
         if settings.address is None:
             _require_cpus(needed, here)
             where = {
+                "address": "local",  # never a cluster that somebody else has started here
                 "num_cpus": here,
                 "include_dashboard": False,
                 "object_store_memory": 200 * 2**20,

@@ -5,20 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from ase.data import atomic_numbers, reference_states
+from pydantic import Field
 
 from discovery.crystal import Crystal
 from discovery.protocols import PluginConfig
-from discovery.types import Checkpoint, LabelledCrystal, Sample, Target
+from discovery.types import Checkpoint, Evaluation, LabelledCrystal, Sample, Target
+from oracles.emt import EMTOracle
 
 ENTRY_POINTS = """
 [discovery.generators]
 lattices = tests.discovery.plugins:LatticeGenerator
+[discovery.oracles]
+watched = tests.discovery.plugins:WatchedOracle
 """
 
 
@@ -87,3 +94,36 @@ def _layers(target: Target, rng: np.random.Generator) -> Crystal:
     lattice = primitive * (a**3 / 4 / np.linalg.det(primitive)) ** (1 / 3) * np.array([[1], [1], [n]])
     frac_coords = np.array([[0, 0, layer / n] for layer in range(n)])
     return Crystal(lattice, frac_coords, rng.permutation(numbers))
+
+
+class WatchedOracle(EMTOracle):
+    """EMT without relaxation that tells which process on which node computes, and hangs on one formula if asked to.
+
+    It hangs at the first try only, in a program that it has started, and does not end when it is asked to.
+    """
+
+    class Config(EMTOracle.Config):
+        """Options of the oracle."""
+
+        relax: bool = False
+        hangs_on: str = Field("", description="Formula on which it hangs.")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._hangs_on = config.hangs_on
+
+    def evaluate(self, crystals: Sequence[Crystal], *, folder: Path | None = None) -> list[Evaluation]:
+        if folder is not None:
+            import ray
+
+            node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+            (folder / "who.json").write_text(json.dumps({"pid": os.getpid(), "node": node}))
+        hangs = self._hangs_on in [crystal.formula for crystal in crystals]
+        if hangs and folder is not None and not (folder / "hangs").exists():
+            program = [sys.executable, "-m", "oracles.leash", str(os.getpid()), "sleep", "600"]
+            child = subprocess.Popen(program)
+            (folder / "hangs").write_text(str(child.pid))
+            while True:
+                with suppress(KeyboardInterrupt):
+                    time.sleep(1)
+        return super().evaluate(crystals, folder=folder)
