@@ -1,4 +1,4 @@
-"""Real Ray: stages placed by resources, a hanging oracle, a lost head."""
+"""Real Ray: stages placed by resources, a hanging oracle, a killed driver, a lost head."""
 
 from __future__ import annotations
 
@@ -88,6 +88,20 @@ def test_a_hanging_oracle_is_killed_at_its_time_limit_and_the_campaign_ends(
     assert not any(psutil.pid_exists(pid) for pid in late)
 
 
+def test_a_killed_driver_leaves_no_process_and_the_campaign_goes_on(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", {}, **ONE_ROUND)
+    driver = in_a_process_of_its_own(config, tmp_path)
+    try:
+        until(lambda: any(child.name() == "sleep" for child in descendants(driver.pid)), driver)
+        family = [child for child in descendants(driver.pid) if not child.name().endswith("Agent")]
+    finally:
+        driver.kill()
+        driver.wait()
+    _, left = psutil.wait_procs(family, timeout=60)
+    assert not left, f"orphans: {left}"  # Ray's own agents, which compute nothing, may take longer
+    goes_on(config, tmp_path)
+
+
 def test_without_its_head_a_driver_ends_and_the_campaign_goes_on(
     cluster: Cluster,  # noqa: F811
     tmp_path: Path,
@@ -122,6 +136,10 @@ def goes_on(config: CampaignConfig, folder: Path) -> None:
 
 def hanging(run_dir: Path) -> list[Path]:
     return list(run_dir.glob("calculations/*-s*/reference/hangs"))
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(pid).children(recursive=True) if child.is_running()]
 
 
 def until(true: Any, driver: subprocess.Popen[bytes]) -> None:
