@@ -1,8 +1,9 @@
-"""Real Ray: stages placed by resources, a hanging oracle, a killed driver, a lost head."""
+"""Real Ray: stages placed by resources, a hanging oracle, killed workers, a killed driver, a lost head."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
@@ -26,6 +28,10 @@ from tests.discovery.test_executor import copper
 pytestmark = pytest.mark.slow
 
 ONE_ROUND = {"rounds": 1, "targets_per_round": 3, "reference_calls_per_round": 3}
+
+
+WORKERS = ("ray::_GeneratorWorker", "ray::_OracleWorker", "ray::_reference_task")
+"""Names of the processes that do a campaign's work; when an agent of Ray's own dies, so does its whole node."""
 
 
 def config_of(run_dir: Path, executor: dict[str, Any], **campaign: Any) -> CampaignConfig:
@@ -86,6 +92,27 @@ def test_a_hanging_oracle_is_killed_at_its_time_limit_and_the_campaign_ends(
     assert late
     assert status.failures[FailureKind.TIMEOUT] >= len(late)
     assert not any(psutil.pid_exists(pid) for pid in late)
+
+
+def test_workers_killed_at_random_change_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    config = tiny_config(tmp_path / "run", executor={"name": "ray", "max_lost": 20})
+    events, killed = 0, []
+
+    def observe(event: str, _values: Mapping[str, Any]) -> None:
+        nonlocal events
+        events += event in ("sampled", "screened", "computed", "judged")
+        if events >= 4 * (len(killed) + 1) and len(killed) < 4:
+            ours = [child for child in descendants(os.getpid()) if child.name() in WORKERS]
+            if ours:
+                victim = ours[rng.integers(len(ours))]
+                killed.append(victim.name())
+                victim.kill()
+
+    with Campaign.launch(config, observe) as campaign:
+        campaign.run()
+    assert len(killed) == 4
+    assert outcome(config.run_dir) == outcome(run(tiny_config(tmp_path / "undisturbed")))
 
 
 def test_a_killed_driver_leaves_no_process_and_the_campaign_goes_on(tmp_path: Path) -> None:
