@@ -131,7 +131,7 @@ def _register_pages(app: Dash, sources: Sources, controllable: bool) -> None:
         known = sources.all()
         navigation = _navigation(known, key, page)
         if not key or key == "compare":
-            return navigation, _index_shell() if not key else _compare_shell()
+            return navigation, _index_shell(sources.problems) if not key else _compare_shell()
         if key not in known or (page not in PAGES and page != "crystal"):
             return navigation, [html.H1("Not found"), html.P(["There is no such page. ", dcc.Link("Start", href="/")])]
         source = known[key]
@@ -293,8 +293,9 @@ def _cost_choice() -> html.Div:
     )
 
 
-def _index_shell() -> list[Any]:
-    return [html.H1("Campaigns", className="title"), *_live_area(_no_choice())]
+def _index_shell(problems: Sequence[str]) -> list[Any]:
+    left_out = [html.P(f"Not shown: {problem}", className="bad") for problem in problems]
+    return [html.H1("Campaigns", className="title"), *_live_area(_no_choice()), *left_out]
 
 
 def _compare_shell() -> list[Any]:

@@ -82,19 +82,26 @@ class Sources:
     def __init__(self, places: Iterable[Path | str]) -> None:
         self._places = tuple(places)
         self._sources: dict[tuple[str, str], Source] = {}
+        self._problems: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
 
     def all(self) -> dict[str, Source]:
-        """Return key → campaign; those that cannot be read are left out."""
+        """Return key → campaign; those that cannot be read are among the :attr:`problems`."""
         with self._lock:
             for place, name in self._found():
                 if (place, name) in self._sources:
                     continue
                 try:
                     self._sources[place, name] = self._open(place, name)
-                except DiscoveryError:
-                    continue
+                    self._problems.pop((place, name), None)
+                except DiscoveryError as error:
+                    self._problems[place, name] = str(error)
             return {source.key: source for source in self._sources.values()}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why campaigns that :meth:`all` has found last cannot be shown."""
+        return tuple(self._problems.values())
 
     def _found(self) -> Iterator[tuple[str, str]]:
         """Yield (run folder, its name) and (URL, campaign)."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -162,6 +165,30 @@ def test_campaigns_that_begin_later_are_found(tmp_path: Path, run_dir: Path) -> 
     (tmp_path / "compare").symlink_to(run_dir)
     (tmp_path / "other").symlink_to(run_dir)
     assert list(sources.all()) == ["compare-2", "other"]  # addresses under /compare are taken
+
+
+def test_campaigns_that_cannot_be_read_are_named(tmp_path: Path, run_dir: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    shutil.copy(run_dir / "campaign.sqlite", broken)
+    with closing(sqlite3.connect(broken / "campaign.sqlite")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '0001'")
+        database.commit()
+    sources = Sources([tmp_path])
+    assert sources.all() == {}
+    assert len(sources.problems) == 1
+    assert "schema 0001" in sources.problems[0]
+    client = dashboard.create_app(sources).server.test_client()
+    request = {
+        "output": "..nav.children...page.children..",
+        "outputs": [{"id": "nav", "property": "children"}, {"id": "page", "property": "children"}],
+        "inputs": [{"id": "url", "property": "pathname", "value": "/"}],
+        "changedPropIds": ["url.pathname"],
+    }
+    assert "Not shown: file:" in client.post("/_dash-update-component", json=request).text
+    shutil.copy(run_dir / "campaign.sqlite", broken)
+    assert list(sources.all()) == ["broken"]
+    assert sources.problems == ()
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, serve: Callable[..., str], run_dir: Path) -> None:
