@@ -36,7 +36,7 @@ lint: setup
 
 # The longest test begins first, beside the others.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_quickstart.py tests
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
