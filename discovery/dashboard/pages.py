@@ -13,6 +13,7 @@ from discovery.dashboard.blocks import Block, Card, Downloads, Link, Meter, Plot
 from discovery.dashboard.figures import Cost
 from discovery.dashboard.views import (
     MAX_CALIBRATED,
+    MAX_DISCOVERIES,
     CrystalView,
     Discovery,
     Forecast,
@@ -224,7 +225,7 @@ def discovery_table(rows: Sequence[Discovery], now: Summary) -> list[Block]:
     """Return the discovered phases as a plain table, for the report."""
     limits = (
         f"Stable: e_above_hull ≤ {now.threshold:g} eV/atom; metastable: ≤ {now.metastable_threshold:g} eV/atom; on "
-        f"the newest reference hull ({_scale(now)})."
+        f"the newest reference hull ({_scale(now)}). At most {MAX_DISCOVERIES} phases, those closest to it."
     )
     if not rows:
         return [Text(f"None yet. {limits}")]

@@ -556,7 +556,7 @@ def hull_diagram(
 
 
 def discoveries(source: Source) -> list[Discovery]:
-    """Return the stable and metastable phases that the campaign found, the most stable first, not too many."""
+    """Return stable and metastable phases that the campaign found, the most stable first, `MAX_DISCOVERIES` at most."""
     versions = tuple(_newest_version(source, role) for role in ROLES)
     return source.remembered("discoveries", versions, lambda: _discoveries(source))
 
