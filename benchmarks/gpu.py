@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from generators.data import CrystalArrays
+from generators.diffusion import Sampler
 from generators.training import ExponentialMovingAverage, TrainingConfig
 from generators.unimat.dense import DenseModel, DenseModelConfig
 from generators.unimat.model import TokenModel, TokenModelConfig, UniMatModel
@@ -204,11 +205,12 @@ def throughput(args: argparse.Namespace) -> None:
             model.to(device()).eval()
             for batch in args.batches if name == "token" else args.dense_batches:
                 given = np.repeat(numbers, batch, axis=0)
+                sampler = Sampler(args.evaluations)
                 times = []
                 for _ in range(2):  # the first one warms up
                     synchronise()
                     start = time.monotonic()
-                    model.sample(given, generator=torch.Generator().manual_seed(args.seed), steps=args.evaluations)
+                    model.sample(given, generator=torch.Generator().manual_seed(args.seed), sampler=sampler)
                     synchronise()
                     times.append(time.monotonic() - start)
                     if time.monotonic() - began > args.seconds * (1 - RESERVE):

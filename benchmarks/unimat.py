@@ -21,6 +21,7 @@ import torch
 from record import write_record
 
 from generators.data import CrystalArrays
+from generators.diffusion import Sampler
 from generators.training import ExponentialMovingAverage, TrainingConfig, train
 from generators.unimat.dense import DenseModel, DenseModelConfig
 from generators.unimat.model import TokenModel, TokenModelConfig, UniMatModel
@@ -48,7 +49,7 @@ def seconds_per_evaluation(model: UniMatModel, n_atoms: int, batch: int, repeats
     times = []
     for repeat in range(repeats + 1):
         start = time.process_time()
-        model.sample(numbers, generator=torch.Generator().manual_seed(repeat), steps=STEPS)
+        model.sample(numbers, generator=torch.Generator().manual_seed(repeat), sampler=Sampler(STEPS))
         times.append((time.process_time() - start) / (STEPS * batch))
     return median(times[1:])
 

@@ -27,6 +27,7 @@ from pymatgen.core import Composition, Element
 from discovery.crystal import Crystal
 from discovery.evaluation.reconstruction import match_rms, protocol_matcher
 from discovery.references import read_csv
+from generators.diffusion import Sampler
 from generators.unimat.generator import UniMatConfig, UniMatGenerator, canonical
 from generators.unimat.weights import load_checkpoint
 
@@ -51,7 +52,7 @@ def trajectory(checkpoint: Path, composition: str, steps: int, seed: int, out: P
         states.append((t, Crystal(lattice[0], frac[0], numbers)))
 
     frac, lattice = model.eval().sample(
-        numbers[None], generator=torch.Generator().manual_seed(seed), steps=steps, on_step=keep
+        numbers[None], generator=torch.Generator().manual_seed(seed), sampler=Sampler(steps), on_step=keep
     )
     keep(0.0, frac, lattice)
     chosen = [states[round(i)] for i in np.linspace(0, len(states) - 1, 6)]

@@ -75,27 +75,81 @@ def predicted_x(output: Tensor, z: Tensor, log_snr: Tensor, parametrisation: Par
     return alpha * z - sigma * output
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How noise becomes data: steps along the uniform grid from t = 1 to 0.
+
+    Parameters
+    ----------
+    steps
+        Network evaluations.
+    gamma
+        Log-variance interpolation γ of ancestral steps.
+    deterministic
+        Take DDIM steps instead.
+    anti_annealing
+        Slope s′ of inference anti-annealing (FlowMM, arXiv 2406.04713): at time t a step goes 1 + s′ (1 − t) times as
+        far from where it is towards the estimate x̂, and never beyond. 0 samples the distribution that was learned; more
+        favours its modes: closer to the likeliest crystal, and less diverse.
+    """
+
+    steps: int = 100
+    gamma: float = 0.1
+    deterministic: bool = False
+    anti_annealing: float = 0.0
+
+    @property
+    def grid(self) -> Tensor:
+        """Times, float64, shape (steps + 1,)."""
+        return torch.linspace(1.0, 0.0, self.steps + 1, dtype=torch.float64)
+
+    def speed(self, t: float) -> float:
+        """Return how many times as far as the plain process a step at time t goes."""
+        return 1.0 + self.anti_annealing * (1.0 - t)
+
+    def step(
+        self, z: Tensor, x_hat: Tensor, log_snr_t: Tensor, log_snr_s: Tensor, noise: Tensor, speed: float = 1.0
+    ) -> Tensor:
+        """Take one step from time t to an earlier time s; `noise` is standard normal."""
+        if self.deterministic:
+            return deterministic_step(z, x_hat, log_snr_t, log_snr_s, speed)
+        return ancestral_step(z, x_hat, log_snr_t, log_snr_s, noise, self.gamma, speed)
+
+
+DEFAULT_SAMPLER = Sampler()
+
+
 def ancestral_step(
-    z: Tensor, x_hat: Tensor, log_snr_t: Tensor, log_snr_s: Tensor, noise: Tensor, gamma: float = 0.1
+    z: Tensor,
+    x_hat: Tensor,
+    log_snr_t: Tensor,
+    log_snr_s: Tensor,
+    noise: Tensor,
+    gamma: float = 0.1,
+    speed: float = 1.0,
 ) -> Tensor:
     """Take one ancestral step from time t to an earlier time s.
 
     Mean r (α_s/α_t) z + (1 − r) α_s x̂ with r = exp(λ_t − λ_s); variance interpolated in the logarithm between the
-    posterior's (1 − r) σ_s² (γ = 0) and the forward process's (1 − r) σ_t² (γ = 1).
+    posterior's (1 − r) σ_s² (γ = 0) and the forward process's (1 − r) σ_t² (γ = 1). In the mean, 1 − r is multiplied by
+    `speed`, up to 1.
     """
     alpha_t, sigma_t = alpha_sigma(log_snr_t)
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
-    r = torch.exp(log_snr_t - log_snr_s)
-    mean = r * (alpha_s / alpha_t) * z + (1 - r) * alpha_s * x_hat
-    std = (-torch.expm1(log_snr_t - log_snr_s)).sqrt() * sigma_s ** (1 - gamma) * sigma_t**gamma
-    return mean + std * noise
+    moved = -torch.expm1(log_snr_t - log_snr_s)
+    mean = torch.lerp((alpha_s / alpha_t) * z, alpha_s * x_hat, (speed * moved).clamp(max=1.0))
+    return mean + moved.sqrt() * sigma_s ** (1 - gamma) * sigma_t**gamma * noise
 
 
-def deterministic_step(z: Tensor, x_hat: Tensor, log_snr_t: Tensor, log_snr_s: Tensor) -> Tensor:
-    """Take one deterministic (DDIM, arXiv 2010.02502) step from time t to an earlier time s."""
-    alpha_t, sigma_t = alpha_sigma(log_snr_t)
-    alpha_s, sigma_s = alpha_sigma(log_snr_s)
-    return alpha_s * x_hat + sigma_s * (z - alpha_t * x_hat) / sigma_t
+def deterministic_step(z: Tensor, x_hat: Tensor, log_snr_t: Tensor, log_snr_s: Tensor, speed: float = 1.0) -> Tensor:
+    """Take one deterministic (DDIM, arXiv 2010.02502) step from time t to an earlier time s.
+
+    It is (1 − m) (α_s/α_t) z + m α_s x̂ with m = 1 − exp((λ_t − λ_s)/2), which is multiplied by `speed`, up to 1.
+    """
+    alpha_t, _ = alpha_sigma(log_snr_t)
+    alpha_s, _ = alpha_sigma(log_snr_s)
+    moved = -torch.expm1((log_snr_t - log_snr_s) / 2)
+    return torch.lerp((alpha_s / alpha_t) * z, alpha_s * x_hat, (speed * moved).clamp(max=1.0))
 
 
 def wrap(x: Tensor, period: float = 1.0) -> Tensor:

@@ -19,10 +19,10 @@ from generators import lattice as lattices
 from generators.conditions import hide
 from generators.data import CrystalArrays
 from generators.diffusion import (
+    DEFAULT_SAMPLER,
     LogSNRSchedule,
     Parametrisation,
-    ancestral_step,
-    deterministic_step,
+    Sampler,
     diffuse,
     predicted_x,
     training_target,
@@ -72,7 +72,7 @@ class DenseModelConfig:
         Share of training crystals whose properties are all hidden; of the others each value is, half of the time.
     """
 
-    layout: DenseLayout = field(default_factory=lambda: DenseLayout(20))
+    layout: DenseLayout = field(default_factory=DenseLayout)
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 4)
     blocks: int = 3
@@ -305,9 +305,7 @@ class DenseModel(UniMatModel):
         numbers: np.ndarray,
         *,
         generator: torch.Generator,
-        steps: int = 256,
-        gamma: float = 0.1,
-        deterministic: bool = False,
+        sampler: Sampler = DEFAULT_SAMPLER,
         properties: Mapping[str, float] | None = None,
         guidance_weight: float = 1.0,
         on_step: OnStep | None = None,
@@ -328,9 +326,7 @@ class DenseModel(UniMatModel):
         atoms, lattice = self._denoise(
             known,
             generator,
-            steps,
-            gamma,
-            deterministic,
+            sampler,
             self._wanted(len(given), properties),
             guidance_weight,
             None if on_step is None else lambda t, a, v: on_step(t, *finished(a, v)),
@@ -344,9 +340,7 @@ class DenseModel(UniMatModel):
         n: int,
         *,
         generator: torch.Generator,
-        steps: int = 256,
-        gamma: float = 0.1,
-        deterministic: bool = False,
+        sampler: Sampler = DEFAULT_SAMPLER,
         properties: Mapping[str, float] | None = None,
         guidance_weight: float = 1.0,
     ) -> CrystalArrays:
@@ -358,7 +352,7 @@ class DenseModel(UniMatModel):
             Atomic numbers that may occur; None allows all of the layout (unconditional generation).
         n
             How many.
-        generator, steps, gamma, deterministic, properties, guidance_weight
+        generator, sampler, properties, guidance_weight
             As in :meth:`sample`.
         """
         layout = self.config.layout
@@ -368,7 +362,7 @@ class DenseModel(UniMatModel):
         none = torch.zeros(n, *layout.shape, dtype=torch.bool, device=self.table.device)
         known = self.known(none, allowed.expand(n, -1, -1), none[:, 0, 0, 0])
         wanted = self._wanted(n, properties)
-        atoms, lattice = self._denoise(known, generator, steps, gamma, deterministic, wanted, guidance_weight)
+        atoms, lattice = self._denoise(known, generator, sampler, wanted, guidance_weight)
         present = decode(atoms, torch.eye(3).expand(n, 3, 3), layout).n_atoms
         counts = torch.from_numpy(present).to(lattice.device).clamp(min=1)
         return decode(atoms.double(), self._vectors(lattice, counts), layout)
@@ -377,9 +371,7 @@ class DenseModel(UniMatModel):
         self,
         known: Known,
         generator: torch.Generator,
-        steps: int,
-        gamma: float,
-        deterministic: bool,
+        sampler: Sampler,
         wanted: Tensor,
         guidance_weight: float,
         on_step: Any = None,
@@ -395,9 +387,8 @@ class DenseModel(UniMatModel):
         guided = bool(torch.isfinite(wanted).any())
         atoms = known.put_back(normal(*known.free.shape))
         lattice = normal(b, lattice_size)
-        grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-        levels = self.config.schedule(grid).float().to(device)
-        for (t, s), later in zip(pairwise(levels), grid[1:], strict=True):
+        levels = self.config.schedule(sampler.grid).float().to(device)
+        for (t, s), (now, later) in zip(pairwise(levels), pairwise(sampler.grid.tolist()), strict=True):
             output = self._predict(atoms, lattice, known, t.expand(b), wanted)
             if guided:
                 plain = self._predict(atoms, lattice, known, t.expand(b), torch.full_like(wanted, torch.nan))
@@ -410,13 +401,9 @@ class DenseModel(UniMatModel):
             lattice_hat = lattice_hat.clamp(-LATTICE_LIMIT, LATTICE_LIMIT)
             if later == 0:
                 return known.put_back(atoms_hat), lattice_hat
-            if deterministic:
-                atoms = deterministic_step(atoms, atoms_hat, t, s)
-                lattice = deterministic_step(lattice, lattice_hat, t, s)
-            else:
-                atoms = ancestral_step(atoms, atoms_hat, t, s, normal(*atoms.shape), gamma)
-                lattice = ancestral_step(lattice, lattice_hat, t, s, normal(b, lattice_size), gamma)
+            atoms = sampler.step(atoms, atoms_hat, t, s, normal(*atoms.shape), sampler.speed(now))
+            lattice = sampler.step(lattice, lattice_hat, t, s, normal(b, lattice_size))
             atoms = known.put_back(atoms)
             if on_step is not None:
-                on_step(float(later), atoms, lattice)
+                on_step(later, atoms, lattice)
         raise AssertionError("the grid ends at 0")

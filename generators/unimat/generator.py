@@ -22,6 +22,7 @@ from discovery.protocols import PluginConfig
 from discovery.types import Checkpoint, Failure, FailureKind, LabelledCrystal, Sample, Target
 from generators.conditions import N_SPACE_GROUPS, SPACE_GROUP
 from generators.data import CrystalArrays, shuffled_batches
+from generators.diffusion import Sampler
 from generators.targets import check_target
 from generators.training import TrainingConfig, train
 from generators.unimat.dense import DenseModel
@@ -58,6 +59,11 @@ class UniMatConfig(PluginConfig):
     steps: int = Field(100, ge=1, description="Network evaluations per crystal.")
     sampler: Literal["ancestral", "deterministic"] = Field("ancestral", description="Kind of step.")
     gamma: float = Field(0.1, ge=0, le=1, description="Log-variance interpolation γ of the ancestral step.")
+    anti_annealing: float = Field(
+        0.0,
+        ge=0,
+        description="Slope s' of inference anti-annealing: more gives likelier and less diverse crystals.",
+    )
     guidance_weight: float = Field(1.0, ge=0, description="ω of UniMat's equation 2, used if a target has guidance.")
     batch_size: int = Field(128, ge=1, description="Crystals sampled at once.")
     max_atoms: int = Field(64, ge=1, description="Largest cell that is sampled; larger targets fail.")
@@ -191,9 +197,12 @@ class UniMatGenerator:
 
     def _options(self, guidance: Mapping[str, float]) -> dict[str, Any]:
         return {
-            "steps": self.config.steps,
-            "gamma": self.config.gamma,
-            "deterministic": self.config.sampler == "deterministic",
+            "sampler": Sampler(
+                self.config.steps,
+                self.config.gamma,
+                self.config.sampler == "deterministic",
+                self.config.anti_annealing,
+            ),
             "properties": guidance or None,
             "guidance_weight": self.config.guidance_weight,
         }

@@ -15,10 +15,10 @@ from generators import lattice as lattices
 from generators.conditions import SPACE_GROUP, hide
 from generators.data import CrystalArrays
 from generators.diffusion import (
+    DEFAULT_SAMPLER,
     LogSNRSchedule,
+    Sampler,
     alpha_sigma,
-    ancestral_step,
-    deterministic_step,
     diffuse,
     predicted_x,
     training_target,
@@ -137,9 +137,7 @@ class UniMatModel(nn.Module):
         numbers: np.ndarray,
         *,
         generator: torch.Generator,
-        steps: int = 100,
-        gamma: float = 0.1,
-        deterministic: bool = False,
+        sampler: Sampler = DEFAULT_SAMPLER,
         properties: Mapping[str, float] | None = None,
         guidance_weight: float = 1.0,
         on_step: OnStep | None = None,
@@ -152,12 +150,8 @@ class UniMatModel(nn.Module):
             Atomic numbers, int64, shape (B, N); 0 marks padding.
         generator
             CPU generator; all randomness comes from it.
-        steps
-            Network evaluations along the uniform grid from t = 1 to 0.
-        gamma
-            Log-variance interpolation of the ancestral step.
-        deterministic
-            Take DDIM steps instead.
+        sampler
+            Kind and number of steps; anti-annealing is that of the coordinates.
         properties
             Wanted values of auxiliary properties; None samples without guidance.
         guidance_weight
@@ -290,9 +284,7 @@ class TokenModel(UniMatModel):
         numbers: np.ndarray,
         *,
         generator: torch.Generator,
-        steps: int = 100,
-        gamma: float = 0.1,
-        deterministic: bool = False,
+        sampler: Sampler = DEFAULT_SAMPLER,
         properties: Mapping[str, float] | None = None,
         guidance_weight: float = 1.0,
         on_step: OnStep | None = None,
@@ -309,8 +301,7 @@ class TokenModel(UniMatModel):
         wanted = self._wanted(b, properties)
         frac = torch.rand(b, n, 3, generator=generator).to(device)
         lattice = normal(b, 6)
-        grid = torch.linspace(1.0, 0.0, steps + 1, device=device)
-        for t, s in pairwise(grid):
+        for t, s in pairwise(sampler.grid.float().to(device)):
             time = t.expand(b)
             noise, v = self._predict(TokenBatch(atoms, frac, lattice, wanted), time)
             if properties:
@@ -327,12 +318,8 @@ class TokenModel(UniMatModel):
                 frac, lattice = frac_hat / 2, lattice_hat
                 break
             z = 2 * alpha_sigma(frac_t)[0] * frac
-            if deterministic:
-                z = deterministic_step(z, frac_hat, frac_t, frac_s)
-                lattice = deterministic_step(lattice, lattice_hat, lattice_t, lattice_s)
-            else:
-                z = ancestral_step(z, frac_hat, frac_t, frac_s, normal(b, n, 3), gamma)
-                lattice = ancestral_step(lattice, lattice_hat, lattice_t, lattice_s, normal(b, 6), gamma)
+            z = sampler.step(z, frac_hat, frac_t, frac_s, normal(b, n, 3), sampler.speed(float(t)))
+            lattice = sampler.step(lattice, lattice_hat, lattice_t, lattice_s, normal(b, 6))
             frac = wrap(z / (2 * alpha_sigma(frac_s)[0]))
             if on_step is not None:
                 on_step(float(s), *self._finished(frac, lattice, counts))

@@ -80,7 +80,7 @@ class DenseLayout:
         Largest distance of a cell's corner from its centre, Å; for Cartesian coordinates.
     """
 
-    slots: int
+    slots: int = 20
     periods: tuple[int, ...] = tuple(range(1, N_PERIODS + 1))
     groups: tuple[int, ...] = tuple(range(1, N_GROUPS + 1))
     coordinates: Literal["fractional", "cartesian"] = "fractional"

@@ -10,7 +10,7 @@ import torch
 from discovery.crystal import Crystal
 from discovery.types import FailureKind, LabelledCrystal, Target
 from generators.data import CrystalArrays
-from generators.diffusion import alpha_sigma
+from generators.diffusion import Sampler, alpha_sigma
 from generators.training import TrainingConfig
 from generators.unimat.dense import DenseModel, DenseModelConfig
 from generators.unimat.generator import UniMatConfig, UniMatGenerator
@@ -81,6 +81,14 @@ def test_network_is_equivariant_to_the_order_of_slots(table):
     torch.testing.assert_close(other_property[1], output[1])
 
 
+def test_a_sub_table_needs_no_number_of_slots():
+    config = UniMatTrainConfig.model_validate(
+        {"variant": "unet3d", "unet3d": {"layout": {"periods": [2], "groups": [14]}}}
+    )
+    assert config.unet3d.layout.shape[1:] == (1, 1)
+    assert config.unet3d.layout.atomic_numbers == 6
+
+
 def test_network_of_the_paper_pools_by_three_and_attends_at_every_level():
     with torch.device("meta"):
         network = UNet3D(9, 9, (9, 18), width=256)
@@ -123,7 +131,7 @@ def test_sampler_with_an_exact_denoiser_gives_the_crystal(data, parametrisation,
     atoms = encode(batch.numbers, batch.frac, batch.vectors.float(), torch.zeros_like(batch.numbers), layout)
     lattice = model._lattice_numbers(batch.vectors, torch.tensor([2]))
     model.network = ExactDenoiser(atoms, lattice, parametrisation)
-    options = {"generator": torch.Generator().manual_seed(3), "steps": 30, "deterministic": deterministic}
+    options = {"generator": torch.Generator().manual_seed(3), "sampler": Sampler(30, deterministic=deterministic)}
     frac, vectors = model.sample(np.repeat(batch.numbers.numpy(), 2, axis=0), **options)
     metric, expected = vectors @ vectors.transpose(0, 2, 1), one.lattice @ one.lattice.transpose(0, 2, 1)
     np.testing.assert_allclose(metric, np.repeat(expected, 2, axis=0), atol=2e-2)
@@ -218,7 +226,10 @@ def test_null_slots_stay_null_while_others_move(generator):
     numbers = np.array([[20, 9, 9]])
     steps = []
     model.sample(
-        numbers, generator=torch.Generator().manual_seed(0), steps=5, on_step=lambda *state: steps.append(state)
+        numbers,
+        generator=torch.Generator().manual_seed(0),
+        sampler=Sampler(5),
+        on_step=lambda *state: steps.append(state),
     )
     assert [round(t, 6) for t, *_ in steps] == [0.8, 0.6, 0.4, 0.2]
     assert all(frac.shape == (1, 3, 3) and lattice.shape == (1, 3, 3) for _, frac, lattice in steps)
@@ -237,7 +248,10 @@ def test_all_elements_together_restrict_nothing(generator):
                                    "F", "Cl", "Br", "I", "At", "Ts", "Lu", "Lr"))  # fmt: skip
     sampled = generator.sample([Target(3, elements=everything)], seed=2)
     free = model.sample_elements(
-        None, 3, generator=torch.Generator().manual_seed(int(np.random.default_rng([2, 0]).integers(2**62))), steps=6
+        None,
+        3,
+        generator=torch.Generator().manual_seed(int(np.random.default_rng([2, 0]).integers(2**62))),
+        sampler=Sampler(6),
     )
     assert [len(s.crystal) if s.crystal else 0 for s in sampled] == free.n_atoms.tolist()
 

@@ -6,12 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 
 from generators.diffusion import (
     LogSNRSchedule,
+    Sampler,
     alpha_sigma,
     ancestral_step,
-    deterministic_step,
     diffuse,
     predicted_x,
     training_target,
@@ -44,7 +45,7 @@ def test_every_parametrisation_gives_back_x(parametrisation):
     torch.testing.assert_close(predicted_x(target, z, log_snr, parametrisation), x)
 
 
-def sample_gaussian(schedule, mean, covariance, step, n=40_000, steps=256):
+def sample_gaussian(schedule, mean, covariance, sampler, n=40_000):
     """Sample with the exact denoiser of a Gaussian, E[x|z] = μ + α C (α² C + σ²)⁻¹ (z − α μ)."""
     generator = torch.Generator().manual_seed(1)
 
@@ -54,10 +55,11 @@ def sample_gaussian(schedule, mean, covariance, step, n=40_000, steps=256):
         return mean + (z - alpha * mean) @ gain.T
 
     z = torch.randn(n, len(mean), generator=generator, dtype=torch.float64)
-    grid = schedule(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
-    for t, s in pairwise(grid[:-1]):
-        z = step(z, denoise(z, t), t, s, torch.randn(z.shape, generator=generator, dtype=torch.float64))
-    return denoise(z, grid[-2])
+    levels = schedule(sampler.grid)
+    for time, (t, s) in zip(sampler.grid.tolist(), pairwise(levels[:-1]), strict=False):
+        noise = torch.randn(z.shape, generator=generator, dtype=torch.float64)
+        z = sampler.step(z, denoise(z, t), t, s, noise, sampler.speed(time))
+    return denoise(z, levels[-2])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
@@ -66,14 +68,35 @@ def test_sampler_recovers_mean_and_covariance_of_a_gaussian(schedule, kind):
     mean = torch.tensor([0.5, -1.0], dtype=torch.float64)
     covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
 
-    def step(z, x_hat, log_snr_t, log_snr_s, noise):
-        if kind == "deterministic":
-            return deterministic_step(z, x_hat, log_snr_t, log_snr_s)
-        return ancestral_step(z, x_hat, log_snr_t, log_snr_s, noise, gamma=0.0)
-
-    x = sample_gaussian(schedule, mean, covariance, step)
+    sampler = Sampler(256, gamma=0.0, deterministic=kind == "deterministic")
+    x = sample_gaussian(schedule, mean, covariance, sampler)
     torch.testing.assert_close(x.mean(0), mean, atol=0.02, rtol=0)
     torch.testing.assert_close(torch.cov(x.T), covariance, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 4.0])
+def test_anti_annealing_keeps_the_mean_and_narrows_a_gaussian_as_its_equation_says(slope):
+    """With τ = σ/α, dy/dτ = k(t) τ y/(τ² + c) for y = z/α − μ, k = 1 + s′(1 − t), and dτ/τ = Δλ/2 dt."""
+    schedule, c = LogSNRSchedule("linear", -8.0, 10.0), 0.3
+    sampler = Sampler(2000, deterministic=True, anti_annealing=slope)
+    x = sample_gaussian(schedule, torch.tensor([0.7]).double(), torch.tensor([[c]]).double(), sampler, n=20_000)
+
+    def rate(t):
+        squared = math.exp(-schedule(torch.tensor(t, dtype=torch.float64)))
+        return (1 + slope * (1 - t)) * squared / (squared + c) * (schedule.maximum - schedule.minimum) / 2
+
+    std = math.exp(-schedule.minimum / 2 - quad(rate, 0, 1)[0])
+    assert x.mean().item() == pytest.approx(0.7, abs=0.02)
+    assert x.std().item() == pytest.approx(std, rel=0.05)
+    assert slope > 0 or std == pytest.approx(math.sqrt(c), rel=0.02)
+
+
+def test_a_fast_step_ends_at_the_estimate():
+    z, x_hat, noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    t, s = torch.tensor(-1.0), torch.tensor(1.0)
+    for sampler in (Sampler(deterministic=True), Sampler()):
+        moved = sampler.step(z, x_hat, t, s, torch.zeros_like(noise), speed=100.0)
+        torch.testing.assert_close(moved, alpha_sigma(s)[0] * x_hat)
 
 
 def test_variance_interpolation_lies_between_posterior_and_forward_variance():
