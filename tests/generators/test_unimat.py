@@ -224,6 +224,18 @@ def test_two_processes_train_together(tmp_path: Path):
     assert UniMatGenerator(UniMatConfig(checkpoint=tmp_path / "run" / "checkpoint.safetensors")).checkpoint.sha256
 
 
+def test_anti_annealing_brings_samples_closer_to_the_likely_crystal():
+    target = Target(24, composition={"Mg": 1, "O": 1})
+
+    def distance_from_rocksalt(slope: float) -> float:
+        generator = UniMatGenerator(UniMatConfig(steps=50, anti_annealing=slope, device="cpu"))
+        frac = np.array([sample.crystal.frac_coords for sample in generator.sample([target], seed=0)])
+        displacement = (frac[:, 1] - frac[:, 0]) % 1.0
+        return float(np.abs(displacement - 0.5).max(axis=1).mean())
+
+    assert distance_from_rocksalt(8.0) < 0.5 * distance_from_rocksalt(0.0)
+
+
 def test_sample_guarantees_composition_and_depends_on_seed_alone(trained: Path):
     generator = UniMatGenerator(UniMatConfig(checkpoint=trained, steps=8, device="cpu"))
     targets = [
