@@ -33,6 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("hull", type=Path)
     parser.add_argument("--compositions", nargs="+", default=COMPOSITIONS)
+    parser.add_argument(
+        "--generators", nargs="+", default=GENERATORS, help="names, each with its settings: 'unimat anti_annealing=8'"
+    )
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--html", type=Path)
@@ -42,7 +45,7 @@ def main() -> None:
     entries = read_set(args.hull)
     with progress_bars() as bars:
         comparison = compare(
-            {name: create_generator(name, None, []) for name in GENERATORS},
+            {words: create_generator(words.split()[0], None, words.split()[1:]) for words in args.generators},
             targets,
             entries,
             entries,

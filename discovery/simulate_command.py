@@ -1,6 +1,7 @@
 """The command ``discovery simulate``."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,7 +95,9 @@ def show(result: "Simulation", baseline: str, shares: "Sequence[float]") -> None
         f"{len(result.reachable)} of them within reach, {result.budget} reference calculations",
         highlight=False,
     )
-    table = Table(title="Stable phases found, mean of all seeds (times as many as the baseline, 95 % interval)")
+    several = any(len(result.found(arm)) > 1 for arm in result.arms)
+    counted, interval = ("mean of all seeds", ", 95 % interval") if several else ("one seed", "")
+    table = Table(title=f"Stable phases found, {counted} (times as many as the baseline{interval})")
     table.add_column("arm")
     for share in shares:
         table.add_column(f"{share:.0%} of budget", justify="right")
@@ -104,7 +107,7 @@ def show(result: "Simulation", baseline: str, shares: "Sequence[float]") -> None
             found = result.found(arm)[:, max(1, round(share * result.budget))].mean()
             cell = f"{found:.2f}"
             if arm != baseline and baseline in result.arms:
-                cell += f"  ({_times(result.acceleration(arm, baseline, share))})"
+                cell += f"  ({_times(result.acceleration(arm, baseline, share), interval=several)})"
             cells.append(cell)
         table.add_row(arm, *cells)
     console.print(table)
@@ -137,5 +140,6 @@ def _show_calibration(result: "Simulation", console: Console) -> None:
     console.print(table)
 
 
-def _times(estimate: "Estimate") -> str:
-    return f"{estimate.value:.3g}×, {estimate.low:.3g}–{estimate.high:.3g}"
+def _times(estimate: "Estimate", *, interval: bool) -> str:
+    value, low, high = (f"{x:.3g}" if math.isfinite(x) else "∞" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value}×, {low}–{high}" if interval else f"{value}×"

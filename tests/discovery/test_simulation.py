@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from discovery.calibration import Prediction
 from discovery.cli import app
 from discovery.errors import ConfigError, InvalidInputError
+from discovery.simulate_command import show
 from discovery.simulation import (
     Call,
     KnownPhase,
@@ -80,6 +81,23 @@ def test_acceleration_is_the_ratio_of_means_with_an_interval():
     assert result.yield_per_call("good", 0.5).value == 0.5
     nothing = made([*trajectories[:10], *(Trajectory("bad", seed, (miss,)) for seed in range(10))])
     assert nothing.acceleration("good", "bad", 1.0).to_dict() == {"value": None, "low": None, "high": None}
+
+
+def test_one_seed_is_shown_without_interval(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    find, miss = call({"Li": 2, "O": 1}, -2.0), call({"Li": 1, "O": 3}, None)
+    one, two = (
+        [Trajectory(arm, seed, (found,)) for arm, found in (("good", find), ("bad", miss)) for seed in range(seeds)]
+        for seeds in (1, 2)
+    )
+    show(made(one), "bad", (1.0,))
+    shown = capsys.readouterr().out
+    assert "1.00  (∞×)" in shown
+    assert "interval" not in shown
+    show(made(two), "bad", (1.0,))
+    shown = capsys.readouterr().out
+    assert "1.00  (∞×, ∞–∞)" in shown
+    assert "interval" in shown
 
 
 def test_predictions_of_all_seeds_are_scored_together():
