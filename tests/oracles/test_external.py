@@ -57,8 +57,10 @@ def test_what_a_program_leaves_running_is_killed_too(tmp_path: Path) -> None:
 
 
 def test_an_interruption_kills_grandchildren(tmp_path: Path) -> None:
+    # A shell starts background jobs, and so the tests among them, with SIGINT ignored.
     code = (
-        "import pathlib, sys; from oracles.external import run;"
+        "import pathlib, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from oracles.external import run;"
         f"run(['sh', '-c', {SLEEPER!r}], folder=pathlib.Path(sys.argv[1]), log='log.txt', max_seconds=300)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
