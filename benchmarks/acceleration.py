@@ -146,7 +146,7 @@ def main() -> None:
             workers=args.workers,
         )
         (args.work / system / "simulation.json").write_text(json.dumps(results[system].to_dict()))
-        at = [round(share * args.calls) for share in SHARES]
+        at = [results[system].calls(share) for share in SHARES]
         found = {arm: results[system].found(arm).mean(axis=0)[at].tolist() for arm in results[system].arms}
         print(system, found, flush=True)
         write_record(args.out, summarise(results), seed=0, command=command)

@@ -104,7 +104,7 @@ def show(result: "Simulation", baseline: str, shares: "Sequence[float]") -> None
     for arm in result.arms:
         cells = []
         for share in shares:
-            found = result.found(arm)[:, max(1, round(share * result.budget))].mean()
+            found = result.found(arm)[:, result.calls(share)].mean()
             cell = f"{found:.2f}"
             if arm != baseline and baseline in result.arms:
                 cell += f"  ({_times(result.acceleration(arm, baseline, share), interval=several)})"

@@ -198,14 +198,14 @@ class Simulation:
 
     def yield_per_call(self, arm: str, share: float) -> Estimate:
         """Return stable phases found per reference calculation, after `share` of the budget."""
-        calls = self._calls(share)
+        calls = self.calls(share)
         found = self.found(arm)[:, calls]
         means = _resampled(found) / calls
         return Estimate(float(found.mean()) / calls, *_interval(means))
 
     def acceleration(self, arm: str, baseline: str, share: float) -> Estimate:
         """Return how many times as many stable phases `arm` has found as `baseline` after `share` of the budget."""
-        calls = self._calls(share)
+        calls = self.calls(share)
         ours, theirs = self.found(arm)[:, calls], self.found(baseline)[:, calls]
         value = _ratio(np.array([ours.mean()]), np.array([theirs.mean()]))[0]
         ratios = _ratio(_resampled(ours), _resampled(theirs, seed=1))
@@ -217,7 +217,8 @@ class Simulation:
             tuple(one for trajectory in self.trajectories if trajectory.arm == arm for one in trajectory.predictions)
         )
 
-    def _calls(self, share: float) -> int:
+    def calls(self, share: float) -> int:
+        """Return how many reference calculations `share` of the budget is, at least one."""
         return max(1, round(share * self.budget))
 
     def _finds(self, trajectory: Trajectory) -> list[str | None]:
@@ -243,8 +244,8 @@ class Simulation:
             at_shares = {}
             for share in shares:
                 at = {
-                    "calls": self._calls(share),
-                    "found": float(found[:, self._calls(share)].mean()),
+                    "calls": self.calls(share),
+                    "found": float(found[:, self.calls(share)].mean()),
                     "yield_per_call": self.yield_per_call(arm, share).to_dict(),
                 }
                 if baseline in self.arms and arm != baseline:

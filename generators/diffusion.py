@@ -108,11 +108,18 @@ class Sampler:
         return 1.0 + self.anti_annealing * (1.0 - t)
 
     def step(
-        self, z: Tensor, x_hat: Tensor, log_snr_t: Tensor, log_snr_s: Tensor, noise: Tensor, speed: float = 1.0
+        self,
+        z: Tensor,
+        x_hat: Tensor,
+        log_snr_t: Tensor,
+        log_snr_s: Tensor,
+        generator: torch.Generator,
+        speed: float = 1.0,
     ) -> Tensor:
-        """Take one step from time t to an earlier time s; `noise` is standard normal."""
+        """Take one step from time t to an earlier time s; an ancestral one draws its noise from `generator` (CPU)."""
         if self.deterministic:
             return deterministic_step(z, x_hat, log_snr_t, log_snr_s, speed)
+        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
         return ancestral_step(z, x_hat, log_snr_t, log_snr_s, noise, self.gamma, speed)
 
 

@@ -401,8 +401,8 @@ class DenseModel(UniMatModel):
             lattice_hat = lattice_hat.clamp(-LATTICE_LIMIT, LATTICE_LIMIT)
             if later == 0:
                 return known.put_back(atoms_hat), lattice_hat
-            atoms = sampler.step(atoms, atoms_hat, t, s, normal(*atoms.shape), sampler.speed(now))
-            lattice = sampler.step(lattice, lattice_hat, t, s, normal(b, lattice_size))
+            atoms = sampler.step(atoms, atoms_hat, t, s, generator, sampler.speed(now))
+            lattice = sampler.step(lattice, lattice_hat, t, s, generator)
             atoms = known.put_back(atoms)
             if on_step is not None:
                 on_step(later, atoms, lattice)

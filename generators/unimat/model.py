@@ -318,8 +318,8 @@ class TokenModel(UniMatModel):
                 frac, lattice = frac_hat / 2, lattice_hat
                 break
             z = 2 * alpha_sigma(frac_t)[0] * frac
-            z = sampler.step(z, frac_hat, frac_t, frac_s, normal(b, n, 3), sampler.speed(float(t)))
-            lattice = sampler.step(lattice, lattice_hat, lattice_t, lattice_s, normal(b, 6))
+            z = sampler.step(z, frac_hat, frac_t, frac_s, generator, sampler.speed(float(t)))
+            lattice = sampler.step(lattice, lattice_hat, lattice_t, lattice_s, generator)
             frac = wrap(z / (2 * alpha_sigma(frac_s)[0]))
             if on_step is not None:
                 on_step(float(s), *self._finished(frac, lattice, counts))

@@ -13,6 +13,7 @@ from generators.diffusion import (
     Sampler,
     alpha_sigma,
     ancestral_step,
+    deterministic_step,
     diffuse,
     predicted_x,
     training_target,
@@ -57,8 +58,7 @@ def sample_gaussian(schedule, mean, covariance, sampler, n=40_000):
     z = torch.randn(n, len(mean), generator=generator, dtype=torch.float64)
     levels = schedule(sampler.grid)
     for time, (t, s) in zip(sampler.grid.tolist(), pairwise(levels[:-1]), strict=False):
-        noise = torch.randn(z.shape, generator=generator, dtype=torch.float64)
-        z = sampler.step(z, denoise(z, t), t, s, noise, sampler.speed(time))
+        z = sampler.step(z, denoise(z, t), t, s, generator, sampler.speed(time))
     return denoise(z, levels[-2])
 
 
@@ -92,11 +92,22 @@ def test_anti_annealing_keeps_the_mean_and_narrows_a_gaussian_as_its_equation_sa
 
 
 def test_a_fast_step_ends_at_the_estimate():
-    z, x_hat, noise = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    z, x_hat = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     t, s = torch.tensor(-1.0), torch.tensor(1.0)
-    for sampler in (Sampler(deterministic=True), Sampler()):
-        moved = sampler.step(z, x_hat, t, s, torch.zeros_like(noise), speed=100.0)
+    without_noise = ancestral_step(z, x_hat, t, s, torch.zeros_like(z), speed=100.0)
+    for moved in (deterministic_step(z, x_hat, t, s, speed=100.0), without_noise):
         torch.testing.assert_close(moved, alpha_sigma(s)[0] * x_hat)
+
+
+def test_deterministic_steps_draw_no_noise():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    z = torch.zeros(5)
+    t, s = torch.tensor(-1.0), torch.tensor(1.0)
+    Sampler(deterministic=True).step(z, z, t, s, generator)
+    assert torch.equal(generator.get_state(), before)
+    Sampler().step(z, z, t, s, generator)
+    assert not torch.equal(generator.get_state(), before)
 
 
 def test_variance_interpolation_lies_between_posterior_and_forward_variance():
