@@ -83,6 +83,14 @@ def test_acceleration_is_the_ratio_of_means_with_an_interval():
     assert nothing.acceleration("good", "bad", 1.0).to_dict() == {"value": None, "low": None, "high": None}
 
 
+def test_arms_are_also_compared_seed_by_seed():
+    find, miss = call({"Li": 2, "O": 1}, -2.0), call({"Li": 1, "O": 3}, -0.5)
+    trajectories = [Trajectory("good", 0, (find,)), Trajectory("good", 2, (miss, find)), Trajectory("good", 3, (find,))]
+    result = made([*trajectories, Trajectory("bad", 2, (miss,)), Trajectory("bad", 0, (find, miss))])
+    assert result.advantages("good", "bad", 1.0) == {0: 0, 2: 1}
+    assert result.advantages("bad", "good", 1.0) == {2: -1, 0: 0}
+
+
 def test_one_seed_is_shown_without_interval(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     find, miss = call({"Li": 2, "O": 1}, -2.0), call({"Li": 1, "O": 3}, None)
