@@ -27,9 +27,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 from pymatgen.core import Composition, Element, Structure
-from pymatgen.core.structure_prediction.volume_predictor import DLSVolumePredictor
 
 from discovery.crystal import Crystal
 from discovery.errors import InvalidInputError, MissingDependencyError
@@ -370,6 +368,8 @@ def _molar_volume_per_atom(element: str) -> float:
 
 @cache
 def _library() -> dict[AflowPrototype, Structure]:
+    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # takes seconds to import
+
     structures = ((entry["tags"]["aflow"], entry["snl"].structure) for entry in AFLOW_PROTOTYPE_LIBRARY)
     return {AflowPrototype(label, s.composition.reduced_formula): s for label, s in structures}
 
@@ -404,6 +404,8 @@ def _decorated_prototypes(elements: tuple[str, ...], config: ReferencesConfig) -
 
 def _at_predicted_volume(structure: Structure) -> Structure:
     """Scale to the sum of elemental volumes, then, where all bond parameters are known, by mined bond lengths."""
+    from pymatgen.core.structure_prediction.volume_predictor import DLSVolumePredictor
+
     scaled = structure.copy()
     scaled.scale_lattice(sum(_elemental_volume(site.specie.symbol) for site in structure))
     with warnings.catch_warnings():

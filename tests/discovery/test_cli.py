@@ -188,8 +188,15 @@ def test_errors_name_the_cause_without_a_traceback(
     assert "Traceback" not in error
 
 
-def test_help_is_fast_because_it_imports_nothing_heavy() -> None:
-    code = "import sys, discovery.cli; print(sorted({'numpy', 'torch', 'pymatgen', 'ray', 'ase'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("discovery.cli", {"numpy", "torch", "pymatgen", "ray", "ase"}),
+        ("discovery.campaign", {"torch", "ray", "pyxtal", "pymatgen.analysis.prototypes"}),
+    ],
+)
+def test_programs_start_fast_because_they_import_nothing_heavy(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
