@@ -27,16 +27,18 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    """Return a function that constructs a generator by name; `recorded` cannot do without a file."""
+    """Return a function that constructs a generator by name: `recorded` with a file, `unimat` to learn for a moment."""
     folder = tmp_path_factory.mktemp("known")
     for symbol, a in (("Si", 6.35), ("Ge", 6.39)):
         fluorite = [[0, 0, 0], [0.25, 0.25, 0.25]]
         crystal = Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [symbol, "Mg"], fluorite)
         crystal.to(str(folder / f"Mg2{symbol}.cif"))
 
+    settings = {"recorded": {"path": folder}, "unimat": {"learn": {"steps": 5}}}
+
     def construct(name):
         plugin = plugins.load("generators", name)
-        return plugin(plugin.Config(**({"path": folder} if name == "recorded" else {})))
+        return plugin(plugin.Config.model_validate(settings.get(name, {})))
 
     return construct
 
