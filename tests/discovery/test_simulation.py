@@ -22,7 +22,7 @@ from discovery.simulation import (
     read_database,
     simulate,
 )
-from tests.discovery.campaigns import outcome, run, small_config
+from tests.discovery.campaigns import outcome, run, small_config, tiny_config
 
 LI_O = (
     KnownPhase("Li2O", {"Li": 2, "O": 1}, -2.0, 3, hidden=True),
@@ -227,11 +227,17 @@ def test_the_command_replays_a_database(cu_au, tmp_path):
 
 @pytest.mark.slow
 def test_campaigns_side_by_side_find_the_same(tmp_path):
-    arms = {"greedy": small_config(tmp_path, rounds=1), "random": small_config(tmp_path, rounds=1, targets_per_round=1)}
-    alone = simulate(arms, [0, 1], tmp_path / "alone")
-    assert simulate(arms, [0, 1], tmp_path / "beside", workers=2).found("greedy").tolist() == (
-        alone.found("greedy").tolist()
+    arms = {"many": tiny_config(tmp_path), "few": tiny_config(tmp_path, campaign={"targets_per_round": 1})}
+    alone, beside = (
+        [
+            (one.arm, one.seed, call.candidate, call.composition, call.formation_energy_per_atom)
+            for one in simulate(arms, [0, 1], tmp_path / str(workers), workers=workers).trajectories
+            for call in one.calls
+        ]
+        for workers in (1, 2)
     )
+    assert beside == alone
+    assert {(arm, seed) for arm, seed, *_ in alone} == {("many", 0), ("many", 1), ("few", 0), ("few", 1)}
 
 
 def test_a_baseline_that_does_not_run_is_refused(cu_au, tmp_path):
