@@ -20,10 +20,8 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from math import inf
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -51,67 +49,63 @@ SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 HIT = 0.005
 """eV/atom above the lowest energy that any campaign has found for a composition."""
 
-Hits = Mapping[tuple[str, int], list[float]]
-"""Arm and seed → share of hits, round after round."""
+Hits = Mapping[str, np.ndarray]
+"""Arm → share of hits among the samples of each round, shape (seeds, rounds); NaN in a round without samples."""
 
 
-def run(space: str, seeds: range, work: Path, workers: int) -> tuple[Simulation, Hits]:
+def run(space: str, args: argparse.Namespace) -> tuple[Simulation, Hits]:
     """Run both arms of one chemical space and count."""
-    out = work / space
-    config = compose("quickstart", [*SETTINGS, f"campaign.chemical_space={space}", f"run_dir='{out.resolve()}'"])
+    out, seeds = args.work / space, range(args.seeds)
+    own = [f"campaign.chemical_space={space}", f"run_dir='{out.resolve()}'"]
+    config = compose("quickstart", [*SETTINGS, *own, *args.settings])
     arms = dict(zip(ARMS, (config, control_arms(config)["frozen"]), strict=True))
-    found = simulate(arms, seeds, out, workers=workers, progress=lambda *state: print(space, *state, flush=True))
-    return found, hits({(arm, seed): out / arm / f"{seed:03d}" for arm in arms for seed in seeds})
+    found = simulate(arms, seeds, out, workers=args.workers, progress=lambda *state: print(space, *state, flush=True))
+    return found, hits({arm: [out / arm / f"{seed:03d}" for seed in seeds] for arm in arms}, config.campaign.rounds)
 
 
-def hits(runs: Mapping[tuple[str, int], Path]) -> Hits:
-    """Return, for each campaign, the share of hits among the samples of each round."""
-    sampled: dict[tuple[str, int], list[tuple[int, str, float]]] = {}
-    for name, folder in runs.items():
-        store = RunFolder(folder).read_store()
-        energies = ((one, one.screening_formation_energy_per_atom) for one in store.candidates())
-        sampled[name] = [(one.round, one.crystal.formula, inf if e is None else e) for one, e in energies]
-        store.close()
+def hits(runs: Mapping[str, Sequence[Path]], rounds: int) -> Hits:
+    """Return the shares of hits of each arm's campaigns."""
+    samples = [sample for arm in runs for seed, run in enumerate(runs[arm]) for sample in samples_of(run, arm, seed)]
     lowest: dict[str, float] = defaultdict(lambda: inf)
-    for _, formula, energy in chain.from_iterable(sampled.values()):
+    for *_, formula, energy in samples:
         lowest[formula] = min(lowest[formula], energy)
-    shares = {}
-    for name, samples in sampled.items():
-        by_round: dict[int, list[bool]] = defaultdict(list)
-        for round_, formula, energy in samples:
-            by_round[round_].append(energy < lowest[formula] + HIT)
-        shares[name] = [mean(by_round[round_]) for round_ in sorted(by_round)]
-    return shares
+    counts = {arm: np.zeros((2, len(runs[arm]), rounds)) for arm in runs}
+    for arm, seed, round_, formula, energy in samples:
+        counts[arm][:, seed, round_] += energy < lowest[formula] + HIT, 1
+    with np.errstate(invalid="ignore"):
+        return {arm: hit / sampled for arm, (hit, sampled) in counts.items()}
 
 
-def compared(pairs: Sequence[float]) -> dict[str, Any]:
+def samples_of(run: Path, arm: str, seed: int) -> list[tuple[str, int, int, str, float]]:
+    """Return arm, seed, round, formula and formation energy (eV/atom, after relaxation) of whatever was sampled."""
+    store = RunFolder(run).read_store()
+    energies = ((one, one.screening_formation_energy_per_atom) for one in store.candidates())
+    samples = [(arm, seed, one.round, one.crystal.formula, inf if e is None else e) for one, e in energies]
+    store.close()
+    return samples
+
+
+def compared(more: np.ndarray) -> dict[str, Any]:
     """Return median and mean, with its 95 % bootstrap interval, of differences between the arms."""
-    values = np.array(pairs)
-    interval = np.quantile(resampled(values), (0.025, 0.975)).tolist()
-    return {"median": float(np.median(values)), "mean": float(values.mean()), "mean_95": interval}
+    interval = np.quantile(resampled(more), (0.025, 0.975)).tolist()
+    return {"median": float(np.median(more)), "mean": float(more.mean()), "mean_95": interval}
 
 
 def summarise(results: Mapping[str, tuple[Simulation, Hits]]) -> dict[str, Any]:
     """Return each space's summary, and how much more fine-tuned campaigns found and hit, over all spaces and seeds."""
-    more = {space: found.advantages("fine-tuned", "frozen", 1.0) for space, (found, _) in results.items()}
-    later = {
-        space: {arm: [mean(shares[1:]) for (own, _), shares in of_space.items() if own == arm] for arm in ARMS}
-        for space, (_, of_space) in results.items()
-    }
-    better = [a - b for arms in later.values() for a, b in zip(*arms.values(), strict=True)]
+    more = {space: found.advantages(*ARMS, 1.0) for space, (found, _) in results.items()}
+    later = {arm: np.concatenate([np.nanmean(own[arm][:, 1:], axis=1) for _, own in results.values()]) for arm in ARMS}
     return {
-        "more_formulas": {**compared([one for space in more.values() for one in space.values()]), "pairs": more},
-        "more_hits": compared(better),
-        "hits": {arm: mean(chain.from_iterable(arms[arm] for arms in later.values())) for arm in ARMS},
+        "more_formulas": compared(np.array([one for of_space in more.values() for one in of_space.values()])),
+        "more_hits": compared(later[ARMS[0]] - later[ARMS[1]]),
+        "hits": {arm: float(shares.mean()) for arm, shares in later.items()},
         "spaces": {
             space: {
-                **found.summary("frozen", SHARES),
-                "hits_by_round": {
-                    arm: np.mean([shares for (own, _), shares in of_space.items() if own == arm], axis=0).tolist()
-                    for arm in ARMS
-                },
+                **found.summary(ARMS[1], SHARES),
+                "more_formulas": more[space],
+                "hits_by_round": {arm: np.nanmean(own[arm], axis=0).tolist() for arm in ARMS},
             }
-            for space, (found, of_space) in results.items()
+            for space, (found, own) in results.items()
         },
     }
 
@@ -122,12 +116,13 @@ def main() -> None:
     parser.add_argument("--spaces", nargs="+", default=SPACES)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--settings", nargs="*", default=[], help="of all campaigns, such as campaign.max_atoms=4")
     parser.add_argument("--work", type=Path, default=Path("runs/fine_tuning"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fine_tuning.json"))
     args = parser.parse_args()
     results = {}
     for space in args.spaces:
-        results[space] = run(space, range(args.seeds), args.work, args.workers)
+        results[space] = run(space, args)
         write_record(args.out, summarise(results), seed=0, command=" ".join(["python", *sys.argv]))
 
 
