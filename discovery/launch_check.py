@@ -8,11 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from importlib import resources
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from discovery.check import CheckReport, check, computes
 from discovery.config import CampaignConfig, OracleChoice
 from discovery.errors import MissingDependencyError, OracleCheckError
 from discovery.files import cache_folder, write_atomically
+from discovery.processes import process_pool
 from discovery.types import EnergyScale
 
 Report = Mapping[str, Any]
@@ -42,7 +41,7 @@ def check_oracles(config: CampaignConfig, progress: Callable[[str], None] = lamb
     if config.oracle.check == "skip":
         return
     roles = {"screening": config.oracle.screening, "reference": config.oracle.reference}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with process_pool(1) as pool:
         for role, choice in roles.items():
             if not computes(choice):
                 continue

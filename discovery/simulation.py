@@ -10,10 +10,9 @@ import csv
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from discovery.config import AgentChoice, CampaignConfig, GeneratorChoice, Oracl
 from discovery.crystal import Crystal
 from discovery.errors import ConfigError, InvalidInputError, RunError
 from discovery.hull import Hull, Phase
+from discovery.processes import process_pool
 from discovery.references import ReferencesConfig, read_csv
 from discovery.runfolder import RunFolder
 from discovery.sets import read_set
@@ -555,7 +555,7 @@ def _run_all(jobs: Mapping[_Job, CampaignConfig], workers: int) -> Iterator[tupl
         for job, config in jobs.items():
             yield job, _run(job[0], config.model_dump(mode="json"))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         running = {pool.submit(_run, job[0], config.model_dump(mode="json")): job for job, config in jobs.items()}
         try:
             for done in as_completed(running):

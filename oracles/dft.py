@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from discovery.crystal import Crystal
+from discovery.processes import die_with_parent
 from discovery.types import EnergyScale, Failure, FailureKind
-from oracles.external import ExternalOracle, die_with_parent
+from oracles.external import ExternalOracle
 from oracles.relax import RelaxConfig
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ import psutil
 
 from discovery.crystal import Crystal
 from discovery.files import write_atomically
+from discovery.processes import die_with_parent
 from discovery.types import EnergyScale, Evaluation, Failure, FailureKind
 from oracles.relax import reject
 
@@ -47,18 +47,6 @@ class Outcome:
     returncode: int
     seconds: float
     timed_out: bool
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent dies, also by SIGKILL; other systems have no such call.
-
-    For ``preexec_fn``; `parent` is the id of the process that starts it and may be dead already.
-    """
-    set_parent_death_signal = 1
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from oracles.external import die_with_parent
+from discovery.processes import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))

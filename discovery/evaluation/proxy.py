@@ -7,10 +7,8 @@ broken, not that something is good.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from discovery.evaluation.cost import Clock
 from discovery.evaluation.fingerprints import composition_fingerprint, structure_fingerprint
 from discovery.evaluation.results import CONFIDENCE_Z, Metric, Result, rate, statistic, unusable
 from discovery.evaluation.validity import charges, distances_are_valid, images_are_valid
+from discovery.processes import process_pool
 from discovery.sets import CrystalSet
 
 PROTOCOL = "P1 proxy metrics (CDVAE)"
@@ -100,7 +99,7 @@ def describe_all(
             if progress is not None:
                 progress()
         return found
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         for description in pool.map(one, crystals, chunksize=8):
             found.append(description)
             if progress is not None:

@@ -1,8 +1,13 @@
 """Simulated campaigns: counted right, equal to real ones, the same whatever runs beside them."""
 
 import json
+import subprocess
+import sys
+import time
 from itertools import count
+from pathlib import Path
 
+import psutil
 import pytest
 from ase.build import bulk
 from pymatgen.core import Lattice, Structure
@@ -238,6 +243,34 @@ def test_campaigns_side_by_side_find_the_same(tmp_path):
     )
     assert beside == alone
     assert {(arm, seed) for arm, seed, *_ in alone} == {("many", 0), ("many", 1), ("few", 0), ("few", 1)}
+
+
+@pytest.mark.slow
+def test_a_killed_simulation_leaves_no_process(tmp_path):
+    program = (
+        "from pathlib import Path; from discovery.simulation import simulate;"
+        "from tests.discovery.campaigns import tiny_config;"
+        f"folder = Path({str(tmp_path)!r});"
+        "endless = {'chemical_space': 'Ag-Al-Au-Cu-Ni-Pd-Pt', 'rounds': 9_999, 'budget': {'reference_calls': 99_999}};"
+        "\nif __name__ == '__main__': simulate({'a': tiny_config(folder, campaign=endless)}, [0, 1], folder, workers=2)"
+    )
+    (tmp_path / "program.py").write_text(program)
+    driver = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("a/*/calculations"))) < 2:
+            assert driver.poll() is None
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.1)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert len(family) >= 2
+    finally:
+        driver.kill()
+        driver.wait()
+    _, left = psutil.wait_procs(family, timeout=30)
+    for process in left:
+        process.kill()
+    assert left == []
 
 
 def test_a_baseline_that_does_not_run_is_refused(cu_au, tmp_path):
