@@ -18,9 +18,7 @@ import json
 import math
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +28,7 @@ from record import write_record
 from agents.compositions import stoichiometries
 from discovery.config import CampaignConfig, compose
 from discovery.crystal import Crystal
+from discovery.processes import process_pool
 from discovery.references import reference_crystals
 from discovery.simulation import Simulation, read_database, replay
 from discovery.types import Target
@@ -81,7 +80,7 @@ def warm(system: str, args: argparse.Namespace) -> int:
         crystals += dict.fromkeys(sample.crystal for sample in samples if sample.crystal is not None)
     data = config.model_dump_json()
     jobs = [(data, crystals[start : start + 8]) for start in range(0, len(crystals), 8)]
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(args.workers) as pool:
         list(pool.map(_screen, jobs))
     return len(crystals)
 

@@ -16,8 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from record import write_record
 from discovery.campaign import Campaign
 from discovery.config import CampaignConfig
 from discovery.executor import EvaluationJob, RayExecutor
+from discovery.processes import process_pool
 from discovery.status import read_status
 
 TARGETS, SAMPLES = 10, 10
@@ -97,7 +96,7 @@ def driver(folder: Path, sizes: list[int], more: int, agent: str) -> list[dict[s
     for n in sizes:
         config = config_of(folder / f"{agent}-{n}", more, agent)
         make(config, n)
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        with process_pool(1) as process:
             runs.append(process.submit(go_on, config.run_dir).result())
         print(runs[-1], flush=True)
     return runs

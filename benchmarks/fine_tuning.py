@@ -28,8 +28,9 @@ import numpy as np
 from record import write_record
 
 from discovery.config import compose
+from discovery.evaluation.results import statistic
 from discovery.runfolder import RunFolder
-from discovery.simulation import Simulation, control_arms, resampled, simulate
+from discovery.simulation import Simulation, control_arms, simulate
 
 ARMS = ("fine-tuned", "frozen")
 SPACES = ("Ca-Mg-Sr-Ge-Si-Sn", "K-Li-Na-S-Se-Te", "Al-Ga-In-Ni-Pd-Pt")
@@ -87,8 +88,8 @@ def samples_of(run: Path, arm: str, seed: int) -> list[tuple[str, int, int, str,
 
 def compared(more: np.ndarray) -> dict[str, Any]:
     """Return median and mean, with its 95 % bootstrap interval, of differences between the arms."""
-    interval = np.quantile(resampled(more), (0.025, 0.975)).tolist()
-    return {"median": float(np.median(more)), "mean": float(more.mean()), "mean_95": interval}
+    mean = statistic("mean", more)
+    return {"median": float(np.median(more)), "mean": mean.value, "mean_95": mean.interval}
 
 
 def summarise(results: Mapping[str, tuple[Simulation, Hits]]) -> dict[str, Any]:

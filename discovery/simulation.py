@@ -200,7 +200,7 @@ class Simulation:
         """Return stable phases found per reference calculation, after `share` of the budget."""
         calls = self.calls(share)
         found = self.found(arm)[:, calls]
-        means = resampled(found) / calls
+        means = _resampled(found) / calls
         return Estimate(float(found.mean()) / calls, *_interval(means))
 
     def acceleration(self, arm: str, baseline: str, share: float) -> Estimate:
@@ -208,7 +208,7 @@ class Simulation:
         calls = self.calls(share)
         ours, theirs = self.found(arm)[:, calls], self.found(baseline)[:, calls]
         value = _ratio(np.array([ours.mean()]), np.array([theirs.mean()]))[0]
-        ratios = _ratio(resampled(ours), resampled(theirs, seed=1))
+        ratios = _ratio(_resampled(ours), _resampled(theirs, seed=1))
         return Estimate(float(value), *_interval(ratios))
 
     def advantages(self, arm: str, baseline: str, share: float) -> dict[int, int]:
@@ -639,8 +639,8 @@ def _read(arm: str, run: Path) -> _Outcome:
 # Statistics -----------------------------------------------------------------------------------------------------------
 
 
-def resampled(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Return the means of `BOOTSTRAP` resamples of `values`, along the first axis."""
+def _resampled(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Means of `BOOTSTRAP` resamples."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAP, len(values)))
     means: np.ndarray = values[drawn].mean(axis=1)
     return means

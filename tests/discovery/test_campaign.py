@@ -22,8 +22,7 @@ from discovery.protocols import CampaignView
 from discovery.status import read_status
 from discovery.store import Store
 from discovery.types import Candidate, State, Target
-from oracles.emt import EMTOracle
-from tests.discovery.campaigns import outcome, results, run, tiny_config
+from tests.discovery.campaigns import outcome, results, run, slow_down, tiny_config
 
 FORK = multiprocessing.get_context("fork")
 
@@ -175,14 +174,9 @@ def test_sigterm_interrupts_and_says_how_to_go_on(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path / "run")
-    evaluate = EMTOracle.evaluate
-
-    def slow(self: EMTOracle, *arguments: Any, **options: Any) -> Any:
-        time.sleep(0.2)  # the signal must not come too late
-        return evaluate(self, *arguments, **options)
 
     def launch() -> None:
-        monkeypatch.setattr(EMTOracle, "evaluate", slow)
+        slow_down(monkeypatch)  # the signal must not come too late
         with pytest.raises(CampaignInterruptedError, match=f"discovery resume {config.run_dir}"):
             run(config)
         os._exit(3)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,8 +16,7 @@ from discovery.campaign import Campaign, CampaignInterruptedError
 from discovery.control import Request
 from discovery.errors import RunError
 from discovery.status import read_status
-from oracles.emt import EMTOracle
-from tests.discovery.campaigns import outcome, results, run, tiny_config
+from tests.discovery.campaigns import outcome, results, run, slow_down, tiny_config
 
 FORK = multiprocessing.get_context("fork")
 STOPPED = 3
@@ -32,13 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], BaseProcess]]:
     """Start a driver in a process of its own, whose evaluations take a fifth of a second longer."""
-    evaluate = EMTOracle.evaluate
-
-    def slow(self: EMTOracle, *arguments: Any, **options: Any) -> Any:
-        time.sleep(0.2)
-        return evaluate(self, *arguments, **options)
-
-    monkeypatch.setattr(EMTOracle, "evaluate", slow)
+    slow_down(monkeypatch)
     config = tiny_config(tmp_path / "run")
     started: list[BaseProcess] = []
 
